@@ -1,0 +1,2 @@
+//! The binaries.
+fn main() {}
