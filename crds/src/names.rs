@@ -1,0 +1,49 @@
+//! Names that several parts must spell alike.
+
+/// Prefix of a host's own namespace.
+pub const HOST_NAMESPACE_PREFIX: &str = "stockade-host-";
+/// Label on a host's namespace and on what lies in it; its value is the host's name.
+pub const HOST_LABEL: &str = "stockade.dev/host";
+/// Label on a Domain: the namespace of its VM.
+pub const VM_NAMESPACE_LABEL: &str = "stockade.dev/vm-namespace";
+/// Label on a Domain: the name of its VM.
+pub const VM_NAME_LABEL: &str = "stockade.dev/vm-name";
+/// Keeps an object until its last epoch is settled.
+pub const FINALIZER: &str = "stockade.dev/settled";
+/// Annotation by which a user asks for one act: `<verb>/<id>`.
+pub const REQUEST_ANNOTATION: &str = "stockade.dev/request";
+/// Name of the heartbeat Lease and of the HostAgent in a host's namespace.
+pub const AGENT_OBJECT: &str = "agent";
+/// Annotation of the heartbeat Lease: the storage beats that this host sees, as JSON.
+pub const BEATS_ANNOTATION: &str = "stockade.dev/beats";
+/// Annotation of the heartbeat Lease: the timings in force on the host, as JSON.
+pub const TIMINGS_ANNOTATION: &str = "stockade.dev/timings";
+/// The one AvailabilityPolicy.
+pub const POLICY_NAME: &str = "default";
+/// Namespace of the controller, its Lease and the fence secrets.
+pub const SYSTEM_NAMESPACE: &str = "stockade-system";
+
+/// The namespace that belongs to one host.
+#[must_use]
+pub fn host_namespace(host: &str) -> String {
+    format!("{HOST_NAMESPACE_PREFIX}{host}")
+}
+
+/// The host whose namespace this is, if it is one by its name.
+#[must_use]
+pub fn host_of_namespace(namespace: &str) -> Option<&str> {
+    namespace.strip_prefix(HOST_NAMESPACE_PREFIX)
+}
+
+/// The libvirt name of a VM's domain.
+#[must_use]
+pub fn domain_name(namespace: &str, name: &str) -> String {
+    format!("{namespace}.{name}")
+}
+
+/// The name of the certificate for one boot of a host.
+#[must_use]
+pub fn host_fence_name(host: &str, boot_id: &str) -> String {
+    let short: String = boot_id.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    format!("{host}-{}", short.to_ascii_lowercase())
+}

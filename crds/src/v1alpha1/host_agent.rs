@@ -1,0 +1,214 @@
+//! `HostAgent`: what a host is to prepare, and what its agent sees. Internal.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{ApiLoss, Lineage, LockKind, SelfFence};
+
+/// What a host is to mount, join and arm. Written by the controller alone.
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "stockade.dev",
+    version = "v1alpha1",
+    kind = "HostAgent",
+    namespaced,
+    status = "HostAgentStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    shortname = "sha",
+    printcolumn(name = "Boot", type_ = "string", json_path = ".status.bootId"),
+    printcolumn(name = "Armed", type_ = "boolean", json_path = ".status.armed"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    cel
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostAgentSpec {
+    /// The host uid that claimed this host's name; empty until the first report.
+    #[schemars(length(max = 128))]
+    pub host_uid: String,
+    /// Interval of beats.
+    pub heartbeat_seconds: i32,
+    /// Storages to mount and beat on.
+    #[schemars(length(max = 64))]
+    pub storages: Vec<AgentStorage>,
+    /// The lock manager to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<AgentLock>,
+    /// Whether the watchdog is to be armed.
+    pub arm: bool,
+    /// Timings of the self-fence.
+    pub self_fence: SelfFence,
+    /// What to do without an API.
+    pub api_loss: ApiLoss,
+    /// Seconds without an API before `apiLoss: Stop` acts.
+    pub api_loss_seconds: i32,
+    /// Boots that are certified dead; an agent that reads its own suspends its VMs.
+    #[schemars(length(max = 64))]
+    pub dead_boots: Vec<super::BootReference>,
+    /// The API's history as of the last certificate or placement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
+}
+
+/// A storage as an agent mounts it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStorage {
+    /// The SharedStorage.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Mount point.
+    #[schemars(length(min = 1, max = 255))]
+    pub mount_path: String,
+    /// Id of the cluster that the marker file must name.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub cluster_id: String,
+    /// Kind of the backend.
+    pub kind: StorageKind,
+    /// `server:/export` for NFS, the device for OCFS2, empty for a directory.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub source: String,
+    /// Mount options.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    pub options: Vec<String>,
+}
+
+/// A kind of backend.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub enum StorageKind {
+    /// NFS version 4.
+    NFS,
+    /// OCFS2.
+    OCFS2,
+    /// A directory that someone else shares.
+    #[default]
+    SharedDirectory,
+}
+
+/// The lock manager of a host.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentLock {
+    /// Which daemon.
+    pub kind: LockKind,
+    /// The storage that holds the lockspace.
+    #[schemars(length(min = 1, max = 63))]
+    pub storage: String,
+    /// Host id of sanlock; 0: none.
+    #[serde(default)]
+    pub host_id: i32,
+    /// The lock server may be away.
+    #[serde(default)]
+    pub maintenance: bool,
+}
+
+/// What an agent sees. Written by the host's agent alone, on change.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HostAgentStatus {
+    /// The machine's identity.
+    #[schemars(length(max = 128))]
+    pub host_uid: String,
+    /// The running boot.
+    #[schemars(length(max = 128))]
+    pub boot_id: String,
+    /// Counts the inventories of this boot.
+    pub report: i64,
+    /// Version of the agent.
+    #[schemars(length(max = 64))]
+    pub version: String,
+    /// CPUs of the host.
+    pub cpu: i32,
+    /// Memory of the host in MiB.
+    pub memory_mib: i64,
+    /// Hypervisors that it offers.
+    #[schemars(length(max = 4))]
+    pub hypervisors: Vec<super::HypervisorKind>,
+    /// Every running domain, ours or not.
+    #[schemars(length(max = 4096))]
+    pub inventory: Vec<InventoryItem>,
+    /// Storages as mounted and checked.
+    #[schemars(length(max = 64))]
+    pub storages: Vec<StorageReport>,
+    /// The lock manager works.
+    pub lock_ready: bool,
+    /// The lock manager that is running, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<LockKind>,
+    /// The watchdog is armed.
+    pub armed: bool,
+    /// Timings in force while armed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub self_fence: Option<SelfFence>,
+    /// A hardware watchdog is there.
+    pub watchdog: bool,
+    /// The hook refused a probe domain since libvirt's last start.
+    pub hook_ready: bool,
+    /// libvirt answers.
+    pub hypervisor_ready: bool,
+    /// The host goes down: `Shutdown` or `Reboot`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub going_down: Option<GoingDown>,
+    /// Highest lineage journalled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
+    /// Trouble that a person should mend, a sentence each.
+    #[schemars(length(max = 32))]
+    pub problems: Vec<String>,
+}
+
+/// A clean end of a boot.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoingDown {
+    /// Power off or halt.
+    Shutdown,
+    /// Reboot.
+    Reboot,
+    /// Everything is released; the boot is over.
+    Down,
+}
+
+/// A domain that a hypervisor runs.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InventoryItem {
+    /// libvirt's name.
+    #[schemars(length(max = 256))]
+    pub name: String,
+    /// libvirt's UUID.
+    #[schemars(length(max = 64))]
+    pub uuid: String,
+    /// Epoch in its metadata; 0: not ours.
+    #[serde(default)]
+    pub epoch: i64,
+    /// Its vCPUs run.
+    #[serde(default)]
+    pub running: bool,
+    /// Measured CPU use in thousandths of a CPU; present where the policy asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_milli: Option<i64>,
+    /// Measured memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<i64>,
+}
+
+/// A storage as a host sees it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageReport {
+    /// The SharedStorage.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Mounted, checked and writable.
+    pub ready: bool,
+    /// Why it is not, with the remedy.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}

@@ -1,0 +1,223 @@
+//! `SharedStorage`: a file system that several hosts mount.
+
+use k8s_openapi::api::core::v1::SecretKeySelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What is declared of a storage.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "stockade.dev",
+    version = "v1alpha1",
+    kind = "SharedStorage",
+    plural = "sharedstorages",
+    status = "SharedStorageStatus",
+    derive = "PartialEq",
+    shortname = "sst",
+    category = "stockade",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Path", type_ = "string", json_path = ".spec.mountPath"),
+    printcolumn(name = "Hosts", type_ = "integer", json_path = ".status.readyHosts"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    cel,
+    validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name: use at most 63 characters")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.nfs), has(self.ocfs2), has(self.directory)].filter(x, x).size() == 1").message("spec: give exactly one of nfs, ocfs2 or directory"),
+    validation = Rule::new("self.mountPath == oldSelf.mountPath").message("spec.mountPath: it can't change while VMs may use it; make a new SharedStorage")
+)]
+pub struct SharedStorageSpec {
+    /// Where hosts see it, the same path on each.
+    #[schemars(length(min = 2, max = 255), regex(pattern = r"^/[A-Za-z0-9._/-]+$"))]
+    #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("spec.mountPath: leave out '.' and '..'"))]
+    pub mount_path: String,
+    /// Labels of the hosts that mount it; empty: all.
+    #[serde(default)]
+    pub host_selector: BTreeMap<String, String>,
+    /// Hosts that mount it by name; empty: all that the selector takes.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub hosts: Vec<String>,
+    /// Namespaces whose VMs may use it; empty: all.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub namespaces: Vec<String>,
+    /// Disks may lie outside `<mount>/<namespace>/`, named from the mount.
+    #[serde(default)]
+    pub allow_other_paths: bool,
+    /// Owner of the VMs' files.
+    #[serde(default)]
+    pub owner: FileOwner,
+    /// NFS version 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nfs: Option<Nfs>,
+    /// OCFS2 on a shared device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocfs2: Option<Ocfs2>,
+    /// A directory that someone else shares and mounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<SharedDirectory>,
+}
+
+/// Owner of files.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct FileOwner {
+    /// User id.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub uid: i64,
+    /// Group id.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub gid: i64,
+}
+
+/// NFS version 4: the client side, and the serving side if a Host serves it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Nfs {
+    /// Address of the server.
+    #[schemars(length(min = 1, max = 253))]
+    pub server: String,
+    /// Exported path.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^/[A-Za-z0-9._/-]*$"))]
+    pub export: String,
+    /// Further mount options.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    pub options: Vec<String>,
+    /// The Host that serves it; absent: served by others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 49))]
+    pub served_by: Option<String>,
+    /// Lease time of the server in seconds.
+    #[serde(default = "nfs_lease")]
+    #[schemars(range(min = 10, max = 3600))]
+    pub lease_seconds: i32,
+}
+
+fn nfs_lease() -> i32 {
+    90
+}
+
+/// OCFS2 under o2cb.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.iscsi), has(self.aoe), has(self.san)].filter(x, x).size() == 1").message("spec.ocfs2: give exactly one of iscsi, aoe or san"))]
+pub struct Ocfs2 {
+    /// An iSCSI logical unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iscsi: Option<Iscsi>,
+    /// An AoE device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aoe: Option<Aoe>,
+    /// A device that every host sees by a stable path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub san: Option<SanDevice>,
+    /// Make the file system if the device is proven blank.
+    #[serde(default)]
+    pub format_if_blank: bool,
+    /// Node slots.
+    #[serde(default = "slots")]
+    #[schemars(range(min = 2, max = 255))]
+    pub slots: i32,
+    /// Disk heartbeat threshold of o2cb in iterations of two seconds.
+    #[serde(default = "o2cb_threshold")]
+    #[schemars(range(min = 7, max = 300))]
+    pub heartbeat_threshold: i32,
+}
+
+fn slots() -> i32 {
+    8
+}
+
+fn o2cb_threshold() -> i32 {
+    31
+}
+
+/// An iSCSI logical unit.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Iscsi {
+    /// Portal address, with a port if it is not 3260.
+    #[schemars(length(min = 1, max = 253))]
+    pub portal: String,
+    /// Target's qualified name.
+    #[schemars(length(min = 8, max = 223), regex(pattern = r"^(iqn|eui|naa)\.[A-Za-z0-9.:-]+$"))]
+    pub target: String,
+    /// Logical unit number.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 16383))]
+    pub lun: i32,
+    /// CHAP password of the initiator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chap_secret: Option<SecretKeySelector>,
+    /// The Host that serves it; absent: served by others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 49))]
+    pub served_by: Option<String>,
+}
+
+/// An AoE device.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Aoe {
+    /// Shelf.
+    #[schemars(range(min = 0, max = 65534))]
+    pub shelf: i32,
+    /// Slot.
+    #[schemars(range(min = 0, max = 254))]
+    pub slot: i32,
+    /// Interface of the clients.
+    #[schemars(length(min = 1, max = 15))]
+    pub interface: String,
+    /// The Host that serves it; absent: served by others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 49))]
+    pub served_by: Option<String>,
+}
+
+/// A device by a stable path.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SanDevice {
+    /// Below `/dev/disk/by-id/`.
+    #[schemars(
+        length(min = 1, max = 255),
+        regex(pattern = r"^/dev/disk/by-id/[A-Za-z0-9._:+-]+$")
+    )]
+    pub path: String,
+}
+
+/// A directory that someone else shares and mounts on every host.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedDirectory {}
+
+/// What is known of a storage.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedStorageStatus {
+    /// The spec's generation that this status answers.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// Hosts on which it is mounted and checked.
+    #[serde(default)]
+    pub ready_hosts: i32,
+    /// Longest time from proof of death to a start, in seconds, by what guards the disks.
+    #[serde(default)]
+    pub worst_case_failover_seconds: i32,
+    /// Node numbers of o2cb by host uid; never used again without proof.
+    #[serde(default)]
+    pub node_numbers: BTreeMap<String, i32>,
+    /// Conditions, Ready first.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
