@@ -1,1 +1,3 @@
-//! Placeholder.
+//! In-process API and simulated hosts for the real controller and agents.
+
+pub mod rng;
