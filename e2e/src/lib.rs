@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the tests and `play` stand on.
+
+pub mod local_hosts;

@@ -1,0 +1,120 @@
+//! A guest that proves things: 512 bytes that count, write what they count, and obey ACPI.
+//!
+//! Read from the storage side its counters show when the guest wrote, when it stopped, whether it
+//! was started anew (the tick counter begins at 1, the boot counter rises) or merely moved (both
+//! go on). It boots at once even under emulation.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Size of a sector and of the boot program, bytes.
+const SECTOR: usize = 512;
+
+/// Size of the disk that [`write_guest_disk`] makes, bytes.
+pub const GUEST_DISK_BYTES: u64 = 1024 * 1024;
+
+/// The program, for a BIOS that loads it at 0x7c00 with the boot drive in DL.
+///
+/// Sector 1 is its only data: a little-endian u64 of ticks since this boot at offset 0, a
+/// little-endian u64 of boots at offset 8. Sector 1 is kept in memory at 0x7e00. Power management
+/// is QEMU's, at the port 0x600 where SeaBIOS puts it for both the `pc` and the `q35` machine.
+#[rustfmt::skip]
+const PROGRAM: [u8; 130] = [
+    0xfa,                               // 00     cli
+    0x31, 0xc0,                         // 01     xor  ax, ax
+    0x8e, 0xd8,                         // 03     mov  ds, ax
+    0x8e, 0xc0,                         // 05     mov  es, ax
+    0x8e, 0xd0,                         // 07     mov  ss, ax
+    0xbc, 0x00, 0x7c,                   // 09     mov  sp, 0x7c00
+    0xfb,                               // 0c     sti
+    0x88, 0x16, 0x71, 0x7c,             // 0d     mov  [drive], dl
+    0xba, 0x02, 0x06,                   // 11     mov  dx, 0x602      ; PM1 enable register
+    0xb8, 0x00, 0x01,                   // 14     mov  ax, 0x100      ; the power button
+    0xef,                               // 17     out  dx, ax
+    0xb4, 0x42,                         // 18     mov  ah, 0x42       ; read sector 1
+    0xe8, 0x48, 0x00,                   // 1a     call disk
+    0x66, 0x31, 0xc0,                   // 1d     xor  eax, eax
+    0x66, 0xa3, 0x00, 0x7e,             // 20     mov  [ticks], eax
+    0x66, 0xa3, 0x04, 0x7e,             // 24     mov  [ticks+4], eax
+    0x66, 0x83, 0x06, 0x08, 0x7e, 0x01, // 28     add  dword [boots], 1
+    0x66, 0x83, 0x16, 0x0c, 0x7e, 0x00, // 2e     adc  dword [boots+4], 0
+    0x66, 0x83, 0x06, 0x00, 0x7e, 0x01, // 34 tick: add dword [ticks], 1
+    0x66, 0x83, 0x16, 0x04, 0x7e, 0x00, // 3a     adc  dword [ticks+4], 0
+    0xb4, 0x43,                         // 40     mov  ah, 0x43       ; write sector 1
+    0xe8, 0x20, 0x00,                   // 42     call disk
+    0x8b, 0x1e, 0x6c, 0x04,             // 45     mov  bx, [0x46c]    ; the BIOS's tick counter
+    0xf4,                               // 49 idle: hlt
+    0xba, 0x00, 0x06,                   // 4a     mov  dx, 0x600      ; PM1 status register
+    0xed,                               // 4d     in   ax, dx
+    0xf6, 0xc4, 0x01,                   // 4e     test ah, 1          ; was the button pressed?
+    0x75, 0x08,                         // 51     jnz  off
+    0x3b, 0x1e, 0x6c, 0x04,             // 53     cmp  bx, [0x46c]
+    0x74, 0xf0,                         // 57     je   idle
+    0xeb, 0xd9,                         // 59     jmp  tick
+    0xba, 0x04, 0x06,                   // 5b off: mov dx, 0x604      ; PM1 control register
+    0xb8, 0x00, 0x20,                   // 5e     mov  ax, 0x2000     ; sleep type S5, enable
+    0xef,                               // 61     out  dx, ax
+    0xf4,                               // 62 end: hlt
+    0xeb, 0xfd,                         // 63     jmp  end
+    0x30, 0xc0,                         // 65 disk: xor al, al
+    0x8a, 0x16, 0x71, 0x7c,             // 67     mov  dl, [drive]
+    0xbe, 0x72, 0x7c,                   // 6b     mov  si, packet
+    0xcd, 0x13,                         // 6e     int  0x13
+    0xc3,                               // 70     ret
+    0x00,                               // 71 drive: db 0
+    0x10, 0x00, 0x01, 0x00,             // 72 packet: its size, 0, one sector
+    0x00, 0x7e, 0x00, 0x00,             // 76     buffer 0000:7e00
+    0x01, 0x00, 0x00, 0x00,             // 7a     LBA 1
+    0x00, 0x00, 0x00, 0x00,             // 7e
+];
+
+/// The boot sector with its signature.
+pub fn boot_sector() -> [u8; SECTOR] {
+    let mut sector = [0; SECTOR];
+    sector[..PROGRAM.len()].copy_from_slice(&PROGRAM);
+    sector[510] = 0x55;
+    sector[511] = 0xaa;
+    sector
+}
+
+/// Writes a new raw disk of [`GUEST_DISK_BYTES`] that boots the proving guest.
+///
+/// Fails where the file exists already: a disk in use is never replaced.
+pub fn write_guest_disk(path: &Path) -> io::Result<()> {
+    let file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all_at(&boot_sector(), 0)?;
+    file.set_len(GUEST_DISK_BYTES)?;
+    file.sync_all()
+}
+
+/// Ticks the guest has written since its last boot; 0 before its first write.
+pub fn guest_counter(path: &Path) -> io::Result<u64> {
+    read_u64(path, 0)
+}
+
+/// How often the guest has booted from this disk.
+pub fn guest_boots(path: &Path) -> io::Result<u64> {
+    read_u64(path, 8)
+}
+
+fn read_u64(path: &Path, offset: u64) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open(path)?.read_exact_at(&mut bytes, SECTOR as u64 + offset)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// A minimal domain of the proving guest for `virsh create`: emulated, one disk, no network.
+pub fn guest_domain_xml(name: &str, uuid: &str, disk: &Path) -> String {
+    format!(
+        "<domain type='qemu'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  \
+         <memory unit='MiB'>16</memory>\n  <vcpu>1</vcpu>\n  \
+         <os><type arch='x86_64' machine='pc'>hvm</type></os>\n  <features><acpi/></features>\n  \
+         <devices>\n    <disk type='file' device='disk'>\n      \
+         <driver name='qemu' type='raw' cache='none'/>\n      <source file='{}'/>\n      \
+         <target dev='vda' bus='virtio'/>\n    </disk>\n    <memballoon model='none'/>\n  \
+         </devices>\n</domain>\n",
+        disk.display()
+    )
+}
