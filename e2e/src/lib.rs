@@ -1,3 +1,4 @@
 //! What the tests and `play` stand on.
 
+pub mod control_plane;
 pub mod local_hosts;
