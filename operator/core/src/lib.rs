@@ -8,3 +8,5 @@
 //! Nothing in here knows a client, a file, a clock or a random number: whoever
 //! calls passes the time in. The same inputs give the same outputs, so that a
 //! decision can be replayed from a log and tried a thousand times a second.
+
+pub mod render;
