@@ -8,3 +8,24 @@ pub mod error;
 pub mod ports;
 
 pub use error::{HostError, HostResult};
+
+#[cfg(feature = "real")]
+pub mod beat;
+#[cfg(feature = "real")]
+pub mod cmd;
+#[cfg(feature = "real")]
+pub mod disks;
+#[cfg(feature = "real")]
+pub mod files;
+#[cfg(feature = "real")]
+pub mod hook;
+#[cfg(feature = "real")]
+pub mod journal;
+#[cfg(feature = "real")]
+pub mod process;
+#[cfg(feature = "real")]
+pub mod records;
+#[cfg(feature = "real")]
+pub mod seed;
+#[cfg(feature = "real")]
+pub mod storage;

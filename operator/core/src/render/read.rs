@@ -86,7 +86,8 @@ pub fn read_domain(xml: &str) -> Result<DomainView, ReadError> {
     let os_type = child("os").and_then(|os| os.children().find(|node| node.has_tag_name("type")));
     let model = child("cpu").and_then(|cpu| cpu.children().find(|node| node.has_tag_name("model")));
     let vcpu = child("vcpu");
-    let cores = vcpu.and_then(|node| node.attribute("current").or(node.text())).unwrap_or("1");
+    let cores =
+        vcpu.and_then(|node| node.attribute("current").or_else(|| node.text())).unwrap_or("1");
     let maximum = child("memory").map_or(0, mebibytes);
     let disks = child("devices").map(|devices| {
         devices.children().filter(|node| node.has_tag_name("disk")).map(disk).collect()
@@ -128,7 +129,8 @@ pub fn with_epoch(xml: &str, epoch: i64, target_epoch: i64) -> Option<String> {
 fn disk(node: Node<'_, '_>) -> ViewedDisk {
     let child = |name: &str| node.children().find(|child| child.has_tag_name(name));
     let source = child("source");
-    let path = source.and_then(|source| source.attribute("file").or(source.attribute("dev")));
+    let path =
+        source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
     let target = child("target").and_then(|target| target.attribute("dev"));
     ViewedDisk {
         path: path.unwrap_or_default().to_owned(),
