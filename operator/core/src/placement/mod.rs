@@ -1,0 +1,29 @@
+//! Where VMs run: pure functions of a snapshot.
+//!
+//! ```text
+//! HostRow, VmRow ─► Cluster::new ─► place      where wanted VMs start or move to
+//!                      (index,     ─► tolerates  how many host failures still fit
+//!                       groups)    ─► failback, repair, rebalance, drain_plan   moves
+//! ```
+//!
+//! Strict rules (required hosts, labels, together, apart), capacity and what a
+//! host offers are never broken; a soft rule bends when the strict ones leave
+//! no room for it. The same rows give the same answer, whatever their order.
+
+mod cluster;
+mod ledger;
+mod model;
+mod need;
+mod pack;
+mod place;
+mod rules;
+mod unit;
+
+pub use cluster::Cluster;
+pub use model::{Acceptance, HostRow, Movable, Refusal, Unplaceable, VmKey, VmRow};
+pub use place::{Mode, place};
+
+#[cfg(test)]
+mod testkit;
+#[cfg(test)]
+mod tests;
