@@ -1,0 +1,106 @@
+//! Objects to apply: inline documents, or files of them.
+
+use super::super::ast::{Line, Manifest};
+use super::super::node::{Kind, Node, documents};
+use super::read::Cx;
+
+/// One or many inline objects or file names.
+pub(crate) fn many(cx: &Cx, node: &Node, what: &str) -> Vec<Manifest> {
+    let mut found = Vec::new();
+    match &node.kind {
+        Kind::Seq(items) => {
+            for item in items {
+                one(cx, item, what, &mut found);
+            }
+        }
+        Kind::Scalar { .. } | Kind::Map(_) => one(cx, node, what, &mut found),
+    }
+    found
+}
+
+fn one(cx: &Cx, node: &Node, what: &str, found: &mut Vec<Manifest>) {
+    match &node.kind {
+        Kind::Map(_) => found.extend(object(cx, node, what)),
+        Kind::Scalar { text, .. } if text.contains('\n') => {
+            inner(cx, text, node.line, what, found);
+        }
+        Kind::Scalar { text, .. } if !node.is_null() => {
+            let Some(base) = &cx.base else {
+                cx.problem(node.line, format!("{what}: no file can be read from here"));
+                return;
+            };
+            match std::fs::read_to_string(base.join(text)) {
+                Ok(content) => inner(cx, &content, node.line, &format!("{what}, {text}"), found),
+                Err(error) => {
+                    cx.problem(node.line, format!("{what}: `{text}` cannot be read: {error}"));
+                }
+            }
+        }
+        Kind::Scalar { .. } | Kind::Seq(_) => {
+            cx.expected(node, what, "a file or an object with apiVersion, kind and metadata");
+        }
+    }
+}
+
+/// The objects of a text; problems in it are reported at `line` of the scenario.
+fn inner(cx: &Cx, text: &str, line: u32, what: &str, found: &mut Vec<Manifest>) {
+    let mut problems = Vec::new();
+    let roots = documents(text, &mut problems);
+    for problem in problems {
+        cx.problem(line, format!("{what}, its line {}: {}", problem.line, problem.text));
+    }
+    for mut root in roots {
+        let own = root.line;
+        root.line = line;
+        found.extend(object(cx, &root, &format!("{what}, its line {own}")));
+    }
+}
+
+/// Whether a mapping is an object of the API rather than shorthand.
+pub(crate) fn is_object(node: &Node) -> bool {
+    node.get("apiVersion").is_some() || node.get("metadata").is_some()
+}
+
+/// One object; lists (`kind: List`) are not.
+pub(crate) fn object(cx: &Cx, node: &Node, what: &str) -> Option<Manifest> {
+    let manifest = Manifest { object: node.to_json(), line: Line(node.line) };
+    let mut whole = true;
+    for (key, there) in [
+        ("apiVersion", node.get("apiVersion").is_some_and(|n| n.text().is_some() && !n.is_null())),
+        ("kind", !manifest.kind().is_empty()),
+    ] {
+        if !there {
+            cx.problem(node.line, format!("{what}: an object needs `{key}`"));
+            whole = false;
+        }
+    }
+    let name = node.get("metadata").and_then(|m| m.get("name"));
+    if !name.is_some_and(|n| n.text().is_some() && !n.is_null()) {
+        cx.problem(node.line, format!("{what}: an object needs `metadata.name`"));
+        whole = false;
+    }
+    if !whole {
+        return None;
+    }
+    let mut object = manifest.object;
+    // A name of digits is a name all the same.
+    if let (Some(name), Some(slot)) =
+        (name.and_then(Node::text), object.pointer_mut("/metadata/name"))
+    {
+        *slot = serde_json::Value::String(name.to_owned());
+    }
+    Some(Manifest { object, line: manifest.line })
+}
+
+/// An object of one kind, in the place of a shorthand.
+pub(crate) fn of_kind(cx: &Cx, node: &Node, what: &str, kind: &str) -> Option<Manifest> {
+    let manifest = object(cx, node, what)?;
+    if manifest.kind() != kind {
+        cx.problem(
+            node.line,
+            format!("{what}: expected an object of kind {kind}, found `{}`", manifest.kind()),
+        );
+        return None;
+    }
+    Some(manifest)
+}
