@@ -21,6 +21,8 @@ pub mod files;
 pub mod hook;
 #[cfg(feature = "real")]
 pub mod journal;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 #[cfg(feature = "real")]
 pub mod process;
 #[cfg(feature = "real")]

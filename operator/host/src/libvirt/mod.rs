@@ -1,0 +1,478 @@
+//! The libvirt driver for QEMU: the port [`Hypervisor`] over one daemon's local socket.
+//!
+//! Calls go to the daemon; whether a QEMU is gone is read from the kernel alone, by what was
+//! recorded when it started. The agent that links this must set no global allocator: `virt`
+//! frees C memory by Rust's.
+
+mod connect;
+mod domain;
+mod events;
+mod lock;
+mod migrate;
+mod records;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use stockade_core::render::{DOMAIN_NAMESPACE, HostRenderFacts, domain_name, domain_xml};
+use stockade_crds::v1alpha1::{AgentLock, DomainSpec, HypervisorKind, LockReport};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber};
+use virt::sys;
+
+use crate::error::{HostError, HostResult};
+use crate::ports::{
+    Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
+    Started,
+};
+use crate::process::ProcessId;
+use crate::{cmd, files, hook, seed};
+use connect::Connection;
+use records::{Pending, Records};
+
+pub use migrate::MigrationOptions;
+
+/// How long a call may take that the daemon answers from memory.
+const SHORT: Duration = Duration::from_secs(10);
+/// How long a start may take; probing QEMU's capabilities alone can take most of a minute.
+const START: Duration = Duration::from_secs(120);
+/// UUID of the domain that is to be refused by the hook.
+const PROBE_UUID: &str = "57ac4ade-0000-4000-8000-00000000b0b0";
+
+/// What the driver needs to know of its host.
+#[derive(Clone, Debug)]
+pub struct LibvirtOptions {
+    /// How libvirt is reached: `qemu:///system`.
+    pub uri: String,
+    /// The agent's state folder.
+    pub state: PathBuf,
+    /// The running boot.
+    pub boot_id: String,
+    /// Where libvirt keeps the QEMUs' process ids: `/run/libvirt/qemu`.
+    pub run: PathBuf,
+    /// Where the daemon keeps its own process id, first one that exists.
+    pub daemon_pid_files: Vec<PathBuf>,
+    /// libvirt's configuration folder: `/etc/libvirt`.
+    pub config: PathBuf,
+    /// Guests are emulated: this host has no KVM.
+    pub emulated: bool,
+    /// The agent's program with its first arguments, which the hook calls.
+    pub agent: Vec<String>,
+    /// Program and arguments that restart the daemon; empty: nobody may.
+    pub restart_daemon: Vec<String>,
+    /// How peers are reached for live moves.
+    pub migration: MigrationOptions,
+}
+
+impl LibvirtOptions {
+    /// The usual places of a Debian host.
+    #[must_use]
+    pub fn new(state: &Path, boot_id: &str, agent: Vec<String>) -> Self {
+        let restart = ["systemctl", "restart", "libvirtd.service"];
+        Self {
+            uri: "qemu:///system".into(),
+            state: state.to_owned(),
+            boot_id: boot_id.to_owned(),
+            run: "/run/libvirt/qemu".into(),
+            daemon_pid_files: vec!["/run/libvirtd.pid".into(), "/run/virtqemud.pid".into()],
+            config: "/etc/libvirt".into(),
+            emulated: !Path::new("/dev/kvm").exists(),
+            agent,
+            restart_daemon: restart.map(str::to_owned).to_vec(),
+            migration: MigrationOptions::default(),
+        }
+    }
+}
+
+/// The driver.
+pub struct Libvirt {
+    options: LibvirtOptions,
+    connection: Connection,
+    records: Records,
+    /// The daemon that refused the probe, or did not.
+    probed: Mutex<Option<(ProcessId, bool)>>,
+    /// CPU milliseconds and when they were read, by VM.
+    used: Mutex<BTreeMap<String, (u64, Instant)>>,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Libvirt {
+    /// Installs the hook and starts to connect; returns before the daemon has answered.
+    pub fn new(options: LibvirtOptions) -> HostResult<Self> {
+        hook::install(&options.config.join("hooks"), &options.agent)?;
+        let records = Records::open(&options.state, &options.boot_id)?;
+        let connection = Connection::start(&options.uri)?;
+        Ok(Self { options, connection, records, probed: Mutex::default(), used: Mutex::default() })
+    }
+
+    /// The daemon's process, if it can be told.
+    fn daemon(&self) -> Option<ProcessId> {
+        self.options.daemon_pid_files.iter().find_map(|path| pid_in(path))
+    }
+
+    /// Runs a changing call on one domain.
+    async fn on_domain<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        vm_uid: &str,
+        call: impl FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
+    ) -> HostResult<T> {
+        let uid = vm_uid.to_owned();
+        self.connection
+            .change(op, vm_uid, SHORT, move |connect| {
+                call(&connect.lookup_domain_by_uuid_string(&uid)?)
+            })
+            .await
+    }
+
+    async fn list_all(&self) -> HostResult<Vec<LiveDomain>> {
+        let seen = self.connection.read("list", "domains", SHORT, domain::list).await?;
+        let mut live = Vec::new();
+        for seen in seen {
+            let (uuid, epoch) = (seen.view.uuid.clone(), seen.view.epoch.unwrap_or(0));
+            let mut incoming = false;
+            if epoch > 0 {
+                // A domain that came in by a move is first seen here.
+                if let Some(process) = pid_in(&self.pid_file(&seen.view.name)) {
+                    self.records.saw(&uuid, epoch, process)?;
+                }
+                incoming = self.records.get(&uuid, epoch).is_some_and(|record| record.incoming);
+            }
+            let domain = seen.live(incoming);
+            if epoch > 0 && domain.state == LiveState::Running {
+                // A start that is through has nothing left to take effect.
+                self.settle_pending(&uuid, epoch)?;
+            }
+            live.push(domain);
+        }
+        // A QEMU that the daemon has lost is still there.
+        for record in self.records.all() {
+            let listed = live.iter().any(|domain| domain.uuid == record.vm_uid);
+            if !listed && record.process.as_ref().is_some_and(ProcessId::is_there) {
+                live.push(LiveDomain {
+                    name: String::new(),
+                    uuid: record.vm_uid,
+                    epoch: record.epoch,
+                    state: LiveState::Dying,
+                    disks: Vec::new(),
+                    cores: 0,
+                    memory_mib: 0,
+                });
+            }
+        }
+        Ok(live)
+    }
+
+    fn settle_pending(&self, vm_uid: &str, epoch: i64) -> HostResult<()> {
+        let pending = self.records.get(vm_uid, epoch).and_then(|record| record.pending_in);
+        if pending.is_some() { self.records.answered(vm_uid, epoch) } else { Ok(()) }
+    }
+
+    fn pid_file(&self, name: &str) -> PathBuf {
+        self.options.run.join(format!("{name}.pid"))
+    }
+
+    async fn start_order(&self, order: &DomainSpec) -> HostResult<Started> {
+        const OP: &str = "start";
+        let (uid, epoch) = (order.vm.uid.clone(), order.epoch);
+        if order.machine.hypervisor != HypervisorKind::KVM {
+            return Err(HostError::refused(OP, uid, "this driver runs no Xen domains"));
+        }
+        let seed = order.machine.seed.as_ref().map(|_| seed::path(&self.options.state, &uid));
+        let facts = HostRenderFacts {
+            emulated: self.options.emulated,
+            seed: seed.map(|path| path.display().to_string()),
+        };
+        let xml = domain_xml(order, &facts);
+        let flags = if order.paused { sys::VIR_DOMAIN_START_PAUSED } else { 0 };
+        let pending = self.daemon().map_or(Pending::Unidentified, Pending::Daemon);
+        self.records.begin(&uid, epoch, pending)?;
+        let (records, pid_file) = (self.records.clone(), self.pid_file(&domain_name(order)));
+        let vm_uid = uid.clone();
+        let result = self
+            .connection
+            .change(OP, &uid, START, move |connect| {
+                let created = connect.create_domain_xml(&xml, flags);
+                // Here and not by the caller, who may have given up long ago.
+                if created.is_ok()
+                    && let Some(process) = pid_in(&pid_file)
+                {
+                    keep(records.saw(&vm_uid, epoch, process));
+                }
+                if created.is_ok() || connect.is_alive().unwrap_or(false) {
+                    keep(records.answered(&vm_uid, epoch));
+                }
+                domain::see(&created?)
+            })
+            .await;
+        if result.as_ref().is_err_and(|error| !error.is_unknown()) {
+            self.records.answered(&order.vm.uid, epoch)?;
+        }
+        let view = result?.map(|seen| seen.view).unwrap_or_default();
+        Ok(Started { machine_type: view.machine_type, cpu_model: view.cpu_model })
+    }
+
+    async fn kill_epoch(&self, vm_uid: &str, epoch: i64) -> HostResult<()> {
+        const OP: &str = "kill";
+        let (records, uid) = (self.records.clone(), vm_uid.to_owned());
+        files::blocking(OP, vm_uid, move || {
+            for process in records.processes(&uid, epoch) {
+                process.kill().map_err(|error| HostError::failed(OP, &uid, error.to_string()))?;
+            }
+            Ok(())
+        })
+        .await?;
+        // The daemon cleans up by itself when it sees the end; this is for one that was just
+        // starting it. A frozen daemon has no say in whether the kill has worked.
+        let uid = vm_uid.to_owned();
+        let destroyed = self
+            .connection
+            .change(OP, vm_uid, SHORT, move |connect| {
+                let domain = connect.lookup_domain_by_uuid_string(&uid)?;
+                let ours = domain::see(&domain)?.is_some_and(|seen| seen.view.epoch == Some(epoch));
+                if ours { domain.destroy() } else { Ok(()) }
+            })
+            .await;
+        if let Err(error) = destroyed {
+            tracing::debug!(vm_uid, epoch, %error, "nothing was left to destroy, or no answer");
+        }
+        Ok(())
+    }
+
+    async fn probe(&self) -> HostResult<bool> {
+        const OP: &str = "probe hook";
+        let daemon = self.daemon();
+        if let (Some(daemon), Some((probed, refused))) = (&daemon, &*guard(&self.probed))
+            && daemon == probed
+        {
+            return Ok(*refused);
+        }
+        let kind = if self.options.emulated { "qemu" } else { "kvm" };
+        let xml = format!(
+            "<domain type='{kind}'><name>stockade-probe</name><uuid>{PROBE_UUID}</uuid>\
+             <metadata><s:domain xmlns:s='{DOMAIN_NAMESPACE}' epoch='1' boot='{}'/></metadata>\
+             <memory unit='MiB'>1</memory><vcpu>1</vcpu><os><type arch='x86_64'>hvm</type></os>\
+             </domain>",
+            self.options.boot_id
+        );
+        let started = self.connection.change(OP, PROBE_UUID, START, move |connect| {
+            connect.create_domain_xml(&xml, sys::VIR_DOMAIN_START_PAUSED)?.destroy()
+        });
+        let refused = match started.await {
+            Ok(()) => false,
+            Err(HostError::Refused { .. }) => true,
+            Err(other) => return Err(other),
+        };
+        if let (Some(daemon), true) = (daemon, refused) {
+            *guard(&self.probed) = Some((daemon, true));
+        }
+        if !refused && !self.options.restart_daemon.is_empty() {
+            // libvirt looks for hooks only when it starts, and ours is there by now.
+            self.restart_daemon(OP).await?;
+        }
+        Ok(refused)
+    }
+
+    async fn restart_daemon(&self, op: &'static str) -> HostResult<()> {
+        let Some((program, arguments)) = self.options.restart_daemon.split_first() else {
+            let message = "libvirtd must be restarted; do so by hand";
+            return Err(HostError::refused(op, "libvirtd", message));
+        };
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        cmd::run(op, "libvirtd", program, &arguments, START).await.map(drop)
+    }
+
+    async fn change_size(
+        &self,
+        vm_uid: &str,
+        cores: i32,
+        memory_mib: i64,
+    ) -> HostResult<LiveChange> {
+        self.on_domain("resize", vm_uid, move |domain| {
+            let Some(seen) = domain::see(domain)? else { return Ok(LiveChange::NeedsRestart) };
+            let mut change = LiveChange::Applied;
+            if cores != seen.view.cores {
+                let count = cores.max(1).unsigned_abs();
+                if domain.set_vcpus_flags(count, sys::VIR_DOMAIN_VCPU_LIVE).is_err() {
+                    change = LiveChange::NeedsRestart;
+                }
+            }
+            if memory_mib != seen.view.memory_mib {
+                let kib = memory_mib.unsigned_abs() * 1024;
+                let fits = memory_mib <= seen.view.max_memory_mib;
+                let set = |flags| domain.set_memory_flags(kib, flags);
+                if !fits || set(sys::VIR_DOMAIN_MEM_LIVE).is_err() {
+                    change = LiveChange::NeedsRestart;
+                }
+            }
+            Ok(change)
+        })
+        .await
+    }
+
+    fn measure(&self, vm_uid: &str) -> HostResult<(i64, i64)> {
+        let running = self.records.of(vm_uid).into_iter().filter_map(|record| record.process);
+        let usage = running.filter_map(|process| process.usage()).next();
+        let (millis, memory) =
+            usage.ok_or_else(|| HostError::failed("measure", vm_uid, "it does not run here"))?;
+        let now = Instant::now();
+        let before = guard(&self.used).insert(vm_uid.to_owned(), (millis, now));
+        let milli_cpu = before.map_or(0, |(before, then)| {
+            let passed = u64::try_from((now - then).as_millis()).unwrap_or(u64::MAX).max(1);
+            millis.saturating_sub(before).saturating_mul(1000) / passed
+        });
+        Ok((i64::try_from(milli_cpu).unwrap_or(i64::MAX), memory))
+    }
+}
+
+/// A failed note about a process is no reason to forget that it was started.
+fn keep(written: HostResult<()>) {
+    if let Err(error) = written {
+        tracing::warn!(%error, "a process could not be recorded");
+    }
+}
+
+/// The living process that a pid file names.
+fn pid_in(path: &Path) -> Option<ProcessId> {
+    ProcessId::of(fs::read_to_string(path).ok()?.trim().parse().ok()?)
+}
+
+impl Hypervisor for Libvirt {
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<LiveDomain>>> {
+        self.list_all().boxed()
+    }
+
+    fn events(&self) -> mpsc::UnboundedReceiver<HypervisorEvent> {
+        self.connection.events()
+    }
+
+    fn probe_hook(&self) -> BoxFuture<'_, HostResult<bool>> {
+        self.probe().boxed()
+    }
+
+    fn start<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<Started>> {
+        self.start_order(order).boxed()
+    }
+
+    fn prepare_incoming<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<()>> {
+        let expected = self.records.expect_incoming(&order.vm.uid, order.epoch);
+        async move { expected }.boxed()
+    }
+
+    fn migrate<'a>(&'a self, request: &'a MigrateRequest) -> BoxFuture<'a, HostResult<()>> {
+        migrate::migrate(&self.connection, &self.options.migration, request).boxed()
+    }
+
+    fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        self.on_domain("abort migration", vm_uid, events::abort_job).boxed()
+    }
+
+    fn shutdown<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        self.on_domain("shutdown", vm_uid, |domain| {
+            domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        })
+        .boxed()
+    }
+
+    fn kill<'a>(&'a self, vm_uid: &'a str, epoch: i64) -> BoxFuture<'a, HostResult<()>> {
+        self.kill_epoch(vm_uid, epoch).boxed()
+    }
+
+    fn reset<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        self.on_domain("reset", vm_uid, Domain::reset).boxed()
+    }
+
+    fn suspend<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        self.on_domain("suspend", vm_uid, Domain::suspend).boxed()
+    }
+
+    fn resume<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            self.on_domain("resume", vm_uid, Domain::resume).await?;
+            self.records.resumed(vm_uid)
+        }
+        .boxed()
+    }
+
+    fn resize<'a>(
+        &'a self,
+        vm_uid: &'a str,
+        cores: i32,
+        memory_mib: i64,
+    ) -> BoxFuture<'a, HostResult<LiveChange>> {
+        self.change_size(vm_uid, cores, memory_mib).boxed()
+    }
+
+    fn resize_disk<'a>(
+        &'a self,
+        vm_uid: &'a str,
+        path: &'a str,
+        bytes: i64,
+    ) -> BoxFuture<'a, HostResult<LiveChange>> {
+        let path = path.to_owned();
+        self.on_domain("resize disk", vm_uid, move |domain| {
+            let flags = sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES;
+            match domain.block_resize(&path, bytes.max(0).unsigned_abs(), flags) {
+                Ok(()) => Ok(LiveChange::Applied),
+                Err(error) if error.code().is(ErrorNumber::OperationUnsupported) => {
+                    Ok(LiveChange::NeedsRestart)
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .boxed()
+    }
+
+    fn presence<'a>(&'a self, vm_uid: &'a str, epoch: i64) -> BoxFuture<'a, Presence> {
+        let (records, uid) = (self.records.clone(), vm_uid.to_owned());
+        async move {
+            let read =
+                files::blocking("presence", vm_uid, move || Ok(records.presence(&uid, epoch)));
+            read.await.unwrap_or(Presence::Unknown)
+        }
+        .boxed()
+    }
+
+    fn lock<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<LockReport>>> {
+        async move {
+            if !lock::is_lockd(&self.options.config)? {
+                return Ok(None);
+            }
+            let live = self.list_all().await?;
+            Ok(Some(lock::report(live.iter().find(|domain| domain.uuid == vm_uid))))
+        }
+        .boxed()
+    }
+
+    fn addresses<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Vec<String>>> {
+        self.on_domain("addresses", vm_uid, events::addresses).boxed()
+    }
+
+    fn usage<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<(i64, i64)>> {
+        async move { self.measure(vm_uid) }.boxed()
+    }
+
+    fn ensure_lock_manager<'a>(
+        &'a self,
+        lock: Option<&'a AgentLock>,
+    ) -> BoxFuture<'a, HostResult<bool>> {
+        async move {
+            let Some(lock) = lock else { return Ok(true) };
+            if lock::ensure(&self.options.config, lock)? {
+                self.restart_daemon("use lock manager").await?;
+            }
+            Ok(lock::daemon_answers(&self.options.run))
+        }
+        .boxed()
+    }
+}
