@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,12 @@ pub(super) fn prepare(layout: &Layout, index: usize) -> Result<(), LocalHostsErr
     let uuid = layout.uuid(index);
     let write = |path: PathBuf, text: String| fs::write(&path, text).map_err(at(&path));
     write(root.join("init.sh"), INIT.to_owned())?;
+    // libvirt calls hooks only if it found one when it started; this one lets all pass.
+    let hooks = root.join("etc/libvirt/hooks/qemu.d");
+    fs::create_dir_all(&hooks).map_err(at(&hooks))?;
+    let hook = hooks.join("local-host");
+    write(hook.clone(), "#!/bin/sh\nexit 0\n".to_owned())?;
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).map_err(at(&hook))?;
     write(root.join("host_uuid"), format!("{uuid}\n"))?;
     write(root.join("machine-id"), format!("{}\n", uuid.replace('-', "")))?;
     write(

@@ -1,0 +1,338 @@
+//! The libvirt driver against real libvirtds and QEMUs. Needs root.
+//!
+//! The same program plays the test, the agent inside a host, and libvirt's hook.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use stockade_crds::v1alpha1::{
+    DiskBus, DiskFormat, DomainSpec, Machine, MachineDisk, Reclaim, VmReference, Want,
+};
+use stockade_e2e::local_hosts::{
+    LocalHost, LocalHosts, Network, guest_boots, guest_counter, write_guest_disk,
+};
+use stockade_host::HostError;
+use stockade_host::hook::{HookContext, decide};
+use stockade_host::journal::FileJournal;
+use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
+use stockade_host::ports::{
+    Hypervisor, HypervisorEvent, JournalPort, JournalState, JournalVm, LiveState, MigrateRequest,
+    Presence, StopReason,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+const STATE: &str = "/var/lib/stockade";
+const UID: &str = "6a1b2c3d-0000-4000-8000-000000000001";
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["hook", _name, operation, ..] => hook(operation),
+        ["agent", part, shared] => agent(part, Path::new(shared)),
+        ["--list", ..] => {}
+        _ => orchestrate(),
+    }
+    ExitCode::SUCCESS
+}
+
+fn hook(operation: &str) {
+    let mut xml = String::new();
+    std::io::stdin().read_to_string(&mut xml).unwrap();
+    let context = HookContext { state: STATE.into(), boot_id: boot_id() };
+    if let Err(error) = decide(&context, operation, &xml) {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn orchestrate() {
+    let dir = std::env::temp_dir().join(format!("stockade-{}-libvirt", std::process::id()));
+    let hosts = LocalHosts::start(2, &dir).unwrap();
+    let [h1, h2] = hosts.hosts() else { panic!("two hosts") };
+    write_guest_disk(&disk(&hosts.shared())).unwrap();
+    let play = |host: &LocalHost, part: &str| {
+        let program = std::env::current_exe().unwrap();
+        let mut command = host.command(program.to_str().unwrap(), Network::Machine).unwrap();
+        let status = command.args(["agent", part]).arg(hosts.shared()).status().unwrap();
+        assert!(status.success(), "{part} on {}", host.name());
+        println!("ok: {part} on {}", host.name());
+    };
+    play(h1, "gate");
+    play(h1, "life");
+    play(h1, "frozen");
+    play(h1, "start");
+    play(h2, "expect");
+    fs::write(hosts.shared().join("peer"), h2.address()).unwrap();
+    let before = guest_counter(&disk(&hosts.shared())).unwrap();
+    play(h1, "move");
+    play(h2, "arrived");
+    assert!(guest_counter(&disk(&hosts.shared())).unwrap() > before, "the guest started anew");
+}
+
+fn agent(part: &str, shared: &Path) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let agent = vec![std::env::current_exe().unwrap().display().to_string()];
+        let options = LibvirtOptions {
+            emulated: true,
+            restart_daemon: Vec::new(),
+            migration: MigrationOptions {
+                peer_uri: "qemu+tcp://{address}/system".into(),
+                data_uri: "tcp://{address}".into(),
+                tls: false,
+            },
+            ..LibvirtOptions::new(Path::new(STATE), &boot_id(), agent)
+        };
+        let libvirt = Libvirt::new(options).unwrap();
+        match part {
+            "gate" => gate(&libvirt, shared).await,
+            "life" => life(&libvirt, shared).await,
+            "frozen" => frozen(&libvirt, shared).await,
+            "start" => start(&libvirt, shared).await,
+            "expect" => expect(&libvirt, shared).await,
+            "move" => leave(&libvirt, shared).await,
+            "arrived" => arrived(&libvirt, shared).await,
+            other => panic!("{other}"),
+        }
+    });
+    // Threads of libvirt's may wait for a daemon; they end with the process.
+    std::process::exit(0);
+}
+
+fn disk(shared: &Path) -> PathBuf {
+    shared.join("db.raw")
+}
+
+fn order(shared: &Path, epoch: i64) -> DomainSpec {
+    DomainSpec {
+        vm: VmReference { namespace: "shop".into(), name: "db".into(), uid: UID.into() },
+        host_uid: "host".into(),
+        boot_id: boot_id(),
+        epoch,
+        order_id: 1,
+        want: Want::Running,
+        settled: Vec::new(),
+        settled_through: epoch - 1,
+        paused: false,
+        grace_seconds: 0,
+        reset: None,
+        migration: None,
+        adopt: false,
+        delete_disks: Vec::new(),
+        machine: Machine {
+            cores: 1,
+            memory_mib: 32,
+            disks: vec![MachineDisk {
+                name: "root".into(),
+                storage: "vms".into(),
+                path: disk(shared).display().to_string(),
+                format: DiskFormat::Raw,
+                bus: DiskBus::Virtio,
+                read_only: false,
+                create: None,
+                size_bytes: 0,
+                reclaim: Reclaim::Retain,
+            }],
+            ..Machine::default()
+        },
+    }
+}
+
+/// Writes the journal as an agent would that obeys, or obeyed, this epoch.
+async fn journal(shared: &Path, epoch: i64, open: bool) {
+    let vm = JournalVm {
+        epoch,
+        boot_id: boot_id(),
+        open,
+        disks: vec![disk(shared).display().to_string()],
+        ..JournalVm::default()
+    };
+    let state = JournalState { vms: [(UID.to_owned(), vm)].into(), ..JournalState::default() };
+    FileJournal::open(Path::new(STATE)).unwrap().store(&state).await.unwrap();
+}
+
+async fn grows(shared: &Path) {
+    let before = guest_counter(&disk(shared)).unwrap();
+    until("the guest writes", async || guest_counter(&disk(shared)).unwrap() > before).await;
+}
+
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if done().await {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    panic!("did not happen within 20 s: {what}");
+}
+
+async fn gone(libvirt: &Libvirt, epoch: i64) {
+    until("the process is gone", async || libvirt.presence(UID, epoch).await == Presence::Gone)
+        .await;
+}
+
+async fn gate(libvirt: &Libvirt, shared: &Path) {
+    assert!(libvirt.probe_hook().await.unwrap(), "a domain without an order was let in");
+    for (epoch, open) in [(6, true), (7, false)] {
+        journal(shared, epoch, open).await;
+        let refused = libvirt.start(&order(shared, 7)).await;
+        assert!(matches!(refused, Err(HostError::Refused { .. })), "{refused:?}");
+        assert_eq!(libvirt.presence(UID, 7).await, Presence::Gone);
+    }
+    assert_eq!(guest_boots(&disk(shared)).unwrap(), 0);
+    let foreign = format!(
+        "<domain type='qemu'><name>thief</name><memory>16384</memory><os><type>hvm</type></os>\
+         <devices><disk type='file'><source file='{}'/><target dev='vda'/></disk></devices>\
+         </domain>",
+        disk(shared).display()
+    );
+    let xml = shared.join("thief.xml");
+    fs::write(&xml, foreign).unwrap();
+    let created = Command::new("virsh").arg("create").arg(&xml).output().unwrap();
+    let said = String::from_utf8_lossy(&created.stderr).into_owned();
+    assert!(!created.status.success() && said.contains("is a disk of Stockade"), "{said}");
+}
+
+async fn life(libvirt: &Libvirt, shared: &Path) {
+    let mut events = libvirt.events();
+    journal(shared, 7, true).await;
+    let started = libvirt.start(&order(shared, 7)).await.unwrap();
+    assert!(started.machine_type.starts_with("pc-q35-"), "{started:?}");
+    assert_eq!(libvirt.presence(UID, 7).await, Presence::Present);
+    assert_eq!(libvirt.presence(UID, 6).await, Presence::Gone, "an epoch that never ran here");
+    grows(shared).await;
+    let list = libvirt.list().await.unwrap();
+    let [domain] = &list[..] else { panic!("{list:?}") };
+    assert_eq!((domain.uuid.as_str(), domain.epoch, domain.state), (UID, 7, LiveState::Running));
+    assert_eq!(domain.disks, [disk(shared).display().to_string()]);
+    assert!(libvirt.lock(UID).await.unwrap().unwrap().held);
+    assert!(libvirt.start(&order(shared, 7)).await.is_err(), "the same epoch twice");
+
+    libvirt.suspend(UID).await.unwrap();
+    assert_eq!(libvirt.list().await.unwrap()[0].state, LiveState::Paused);
+    let still = guest_counter(&disk(shared)).unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(guest_counter(&disk(shared)).unwrap(), still, "a paused guest wrote");
+    libvirt.resume(UID).await.unwrap();
+    grows(shared).await;
+    let boots = guest_boots(&disk(shared)).unwrap();
+    libvirt.reset(UID).await.unwrap();
+    until("the guest boots again", async || guest_boots(&disk(shared)).unwrap() > boots).await;
+    assert!(libvirt.usage(UID).await.unwrap().1 > 0);
+
+    libvirt.shutdown(UID).await.unwrap();
+    gone(libvirt, 7).await;
+    let mut stopped = None;
+    while stopped.is_none() {
+        let event = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
+        if let HypervisorEvent::Domain { uuid, stopped: Some(reason) } = event {
+            stopped = (uuid == UID).then_some(reason);
+        }
+    }
+    assert_eq!(stopped, Some(StopReason::Shutdown));
+
+    journal(shared, 8, true).await;
+    libvirt.start(&order(shared, 8)).await.unwrap();
+    grows(shared).await;
+    libvirt.kill(UID, 7).await.unwrap();
+    assert_eq!(libvirt.presence(UID, 8).await, Presence::Present, "another epoch was killed");
+    libvirt.kill(UID, 8).await.unwrap();
+    gone(libvirt, 8).await;
+    assert!(libvirt.list().await.unwrap().is_empty());
+}
+
+/// Signals this host's libvirtd.
+fn daemon(signal: &str) {
+    let pid = fs::read_to_string("/run/libvirtd.pid").unwrap();
+    let status = Command::new("kill").args([signal, pid.trim()]).status().unwrap();
+    assert!(status.success());
+}
+
+async fn frozen(libvirt: &Libvirt, shared: &Path) {
+    journal(shared, 9, true).await;
+    libvirt.start(&order(shared, 9)).await.unwrap();
+    grows(shared).await;
+    daemon("-STOP");
+    let asked = Instant::now();
+    assert!(libvirt.list().await.is_err());
+    assert!(asked.elapsed() < Duration::from_secs(12), "a frozen daemon held the agent");
+    // What counts works without the daemon.
+    assert_eq!(libvirt.presence(UID, 9).await, Presence::Present);
+    libvirt.kill(UID, 9).await.unwrap();
+    gone(libvirt, 9).await;
+    daemon("-CONT");
+    until("libvirt is there again", async || libvirt.list().await.is_ok_and(|all| all.is_empty()))
+        .await;
+
+    // A start whose answer is lost is neither there nor gone until its daemon has ended.
+    journal(shared, 10, true).await;
+    daemon("-STOP");
+    let lost = libvirt.start(&order(shared, 10)).await;
+    assert!(lost.as_ref().is_err_and(HostError::is_unknown), "{lost:?}");
+    assert_eq!(libvirt.presence(UID, 10).await, Presence::Unknown);
+    journal(shared, 10, false).await;
+    let boots = guest_boots(&disk(shared)).unwrap();
+    daemon("-CONT");
+    until("libvirt is there again", async || libvirt.list().await.is_ok()).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(guest_boots(&disk(shared)).unwrap(), boots, "the late start got past the hook");
+    assert_eq!(libvirt.presence(UID, 10).await, Presence::Unknown);
+    daemon("-KILL");
+    gone(libvirt, 10).await;
+    let status = Command::new("libvirtd").args(["--listen", "--daemon"]).status().unwrap();
+    assert!(status.success());
+    until("libvirt is there again", async || libvirt.list().await.is_ok()).await;
+}
+
+async fn start(libvirt: &Libvirt, shared: &Path) {
+    journal(shared, 11, true).await;
+    libvirt.start(&order(shared, 11)).await.unwrap();
+    grows(shared).await;
+}
+
+async fn expect(libvirt: &Libvirt, shared: &Path) {
+    journal(shared, 12, true).await;
+    libvirt.prepare_incoming(&order(shared, 12)).await.unwrap();
+    assert_eq!(libvirt.presence(UID, 12).await, Presence::Gone);
+}
+
+async fn leave(libvirt: &Libvirt, shared: &Path) {
+    let request = MigrateRequest {
+        vm_uid: UID.into(),
+        name: "shop/db".into(),
+        epoch: 11,
+        target_epoch: 12,
+        peer: "h2".into(),
+        peer_address: fs::read_to_string(shared.join("peer")).unwrap(),
+        bandwidth_mib_per_second: 0,
+        downtime_limit_milliseconds: 100,
+        leave_paused: true,
+    };
+    // A target that has no such order refuses it, and the source runs on.
+    let elsewhere = MigrateRequest { target_epoch: 13, ..request.clone() };
+    let refused = libvirt.migrate(&elsewhere).await;
+    assert!(matches!(refused, Err(HostError::Failed { .. })), "{refused:?}");
+    grows(shared).await;
+    libvirt.migrate(&request).await.unwrap();
+    gone(libvirt, 11).await;
+}
+
+async fn arrived(libvirt: &Libvirt, shared: &Path) {
+    let list = libvirt.list().await.unwrap();
+    let [domain] = &list[..] else { panic!("{list:?}") };
+    assert_eq!((domain.epoch, domain.state), (12, LiveState::Switched));
+    assert_eq!(libvirt.presence(UID, 12).await, Presence::Present);
+    let boots = guest_boots(&disk(shared)).unwrap();
+    libvirt.resume(UID).await.unwrap();
+    grows(shared).await;
+    assert_eq!(guest_boots(&disk(shared)).unwrap(), boots, "it was started anew");
+    assert_eq!(libvirt.list().await.unwrap()[0].state, LiveState::Running);
+}
