@@ -24,7 +24,8 @@ pub(super) const OWN_FOLDERS: &[&str] = &[
 ///
 /// libvirtd must not be PID 1 itself: it does not reap the QEMUs that it starts to probe their
 /// capabilities, and each one left costs it 40 s. The script ends when its standard input does,
-/// that is when the owner is gone, and the kernel then ends everything in the namespace.
+/// that is when the owner is gone, and the kernel then ends everything in the namespace. The
+/// daemons detach, so that the init is their parent and reaps them.
 const INIT: &str = r#"set -eu
 root=$1 name=$2
 for folder in $3; do
@@ -44,7 +45,7 @@ ip address add "$4/24" dev eth0
 ip link set eth0 up
 virtlogd --daemon </dev/null
 virtlockd --daemon </dev/null
-libvirtd --listen </dev/null >>"$root/libvirtd.log" 2>&1 &
+libvirtd --listen --daemon </dev/null
 echo started
 exec cat >/dev/null
 "#;
@@ -72,8 +73,9 @@ pub(super) fn prepare(layout: &Layout, index: usize) -> Result<(), LocalHostsErr
         format!(
             "host_uuid = \"{uuid}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
              listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nlisten_addr = \"{}\"\n\
-             log_outputs = \"3:stderr\"\n",
-            layout.address(index)
+             log_outputs = \"3:file:{}\"\n",
+            layout.address(index),
+            root.join("libvirtd.log").display()
         ),
     )?;
     // No security driver, cgroups or ownership changes: namespaces on one machine share them.

@@ -408,10 +408,8 @@ impl LocalHost {
 
     /// Starts libvirtd again on a host where it was killed, and waits until it answers.
     pub fn start_libvirtd(&self) -> Result<(), LocalHostsError> {
-        let log = self.dir().join("libvirtd.log");
-        let log = File::options().append(true).create(true).open(&log).map_err(at(&log))?;
         let mut command = self.command("libvirtd", Network::Host)?;
-        let status = command.args(["--listen", "--daemon"]).stderr(log).status();
+        let status = command.args(["--listen", "--daemon"]).status();
         status.map_err(step(format!("starting libvirtd on {}", self.name())))?;
         self.wait_for_libvirtd()
     }

@@ -36,6 +36,8 @@ pub(super) fn start_loop() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
+            // Errors are returned; libvirt would print each to standard error as well.
+            virt::error::clear_error_callback();
             virt::event::event_register_default_impl().map_err(|error| error.to_string())?;
             thread::Builder::new()
                 .name("libvirt-events".into())
