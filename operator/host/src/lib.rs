@@ -24,6 +24,8 @@ pub mod journal;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 #[cfg(feature = "real")]
+pub mod machine;
+#[cfg(feature = "real")]
 pub mod process;
 #[cfg(feature = "real")]
 pub mod records;
