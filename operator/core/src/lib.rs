@@ -9,5 +9,6 @@
 //! calls passes the time in. The same inputs give the same outputs, so that a
 //! decision can be replayed from a log and tried a thousand times a second.
 
+pub mod agent;
 pub mod placement;
 pub mod render;

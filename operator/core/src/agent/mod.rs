@@ -1,0 +1,78 @@
+//! The agent's decisions.
+//!
+//! ```text
+//! API ─┐                                    ┌─► HostAction, one a VM ─► ports
+//!      ├─► Observed ─► decide(observed, now) ┤
+//! host ┘                                    └─► status_of(…) ─► Domain.status
+//! ```
+//!
+//! An epoch is one start attempt: one process on one boot of one host. It goes
+//! one way, and never back:
+//!
+//! | state | means | left by |
+//! |---|---|---|
+//! | (none) | the journal does not know it | `Start`, `Void` |
+//! | open | its start is allowed, nothing was handed to the hypervisor | launch, `Void` |
+//! | launched | its process may exist | the process's end |
+//! | ended | its process is gone, its writes may be under way | `Release` |
+//! | released | nothing of it can write any more | never |
+
+pub mod decide;
+pub mod hook;
+pub mod observed;
+pub mod records;
+pub mod self_fence;
+pub mod status;
+pub mod types;
+
+pub use decide::{HostAction, decide};
+pub use hook::{HookOp, hook_allows};
+pub use observed::{Live, Observed, Order, VmMemory};
+pub use records::{Refusal, Verdict, judge};
+pub use status::status_of;
+
+/// The guards of the agent's side of the gate (safety §2.5 and §2.6). All are on;
+/// tests drop one at a time to show that it is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guards {
+    /// An order for an epoch below the journal's is refused.
+    pub epoch: bool,
+    /// Only orders for the running boot are obeyed.
+    pub boot: bool,
+    /// An epoch that ended is never started again.
+    pub once: bool,
+    /// A newer owner record beside a disk refuses the start.
+    pub newer_record: bool,
+    /// An older owner record must be settled.
+    pub older_record: bool,
+    /// The own record must be new, and is read again after it was linked.
+    pub own_record: bool,
+    /// An epoch is released only once its process is gone.
+    pub gone: bool,
+    /// An epoch is released only once its disks are drained.
+    pub drained: bool,
+    /// The order is read again right before the start.
+    pub fresh_read: bool,
+    /// A boot named dead that beats on the storage stops the start.
+    pub dead_beats: bool,
+    /// The journal is closed once a start's call is over.
+    pub close: bool,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self {
+            epoch: true,
+            boot: true,
+            once: true,
+            newer_record: true,
+            older_record: true,
+            own_record: true,
+            gone: true,
+            drained: true,
+            fresh_read: true,
+            dead_beats: true,
+            close: true,
+        }
+    }
+}
