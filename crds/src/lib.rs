@@ -9,12 +9,15 @@
 //! [`HostAgent`]: v1alpha1::HostAgent
 
 pub mod conditions;
+mod manifest;
 pub mod names;
 pub mod quantity;
+mod schema;
 pub mod v1alpha1;
 
 pub use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
+pub use manifest::{ManifestError, to_yaml, yaml};
 
 /// The API group of every kind.
 pub const GROUP: &str = "stockade.dev";
@@ -24,7 +27,7 @@ pub const VERSION: &str = "v1alpha1";
 /// Every CustomResourceDefinition, in the order in which a reader wants them.
 #[must_use]
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    vec![
+    [
         v1alpha1::VirtualMachine::crd(),
         v1alpha1::VirtualMachineMigration::crd(),
         v1alpha1::Host::crd(),
@@ -36,4 +39,6 @@ pub fn all_crds() -> Vec<CustomResourceDefinition> {
         v1alpha1::Domain::crd(),
         v1alpha1::HostAgent::crd(),
     ]
+    .map(schema::bounded)
+    .into()
 }

@@ -1,2 +1,7 @@
-//! The binaries.
-fn main() {}
+//! The `stockade` binary. What it does is in `cli/`, one subcommand a file.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

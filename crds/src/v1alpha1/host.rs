@@ -66,15 +66,15 @@ pub enum HostMode {
 pub struct HostAddresses {
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
     pub management: Option<String>,
     /// For live moves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
     pub migration: Option<String>,
     /// As storage servers see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
     pub storage: Option<String>,
 }
 
@@ -83,7 +83,7 @@ pub struct HostAddresses {
 #[serde(rename_all = "camelCase")]
 pub struct FenceLevel {
     /// Names of FenceDevices.
-    #[schemars(length(min = 1, max = 8))]
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 253)))]
     pub devices: Vec<String>,
 }
 
@@ -103,6 +103,7 @@ pub struct Reserved {
 /// What is known of a host. Written by the controller alone.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.hostUid) || (has(self.hostUid) && self.hostUid == oldSelf.hostUid)").message("status.hostUid: a host's identity can't change; delete the Host and declare it again for another machine"))]
 pub struct HostStatus {
     /// The spec's generation that this status answers.
     #[serde(default)]

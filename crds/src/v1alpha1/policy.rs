@@ -42,7 +42,7 @@ pub struct AvailabilityPolicySpec {
     #[schemars(range(min = 2, max = 3600))]
     pub act_seconds: i32,
     /// Any of these lists, all of each, proves a boot dead.
-    #[schemars(length(min = 1, max = 8))]
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 3)))]
     pub accepted_proofs: Vec<Vec<ProofKind>>,
     /// So many hosts silent without a standing proof stop all automatic fencing;
     /// absent: max(2, 30 % of the hosts).

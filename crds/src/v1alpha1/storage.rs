@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 pub struct SharedStorageSpec {
     /// Where hosts see it, the same path on each.
     #[schemars(length(min = 2, max = 255), regex(pattern = r"^/[A-Za-z0-9._/-]+$"))]
-    #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("spec.mountPath: leave out '.' and '..'"))]
+    #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("spec.mountPath: leave out '.' and '..'"), validation = Rule::new("!['/bin','/boot','/dev','/etc','/lib','/lib64','/proc','/sbin','/sys','/usr'].exists(p, self == p || self.startsWith(p + '/'))").message("spec.mountPath: this is the host's own directory; use one like /srv/stockade/<name>"))]
     pub mount_path: String,
     /// Labels of the hosts that mount it; empty: all.
     #[serde(default)]
@@ -83,14 +83,18 @@ pub struct FileOwner {
 #[serde(rename_all = "camelCase")]
 pub struct Nfs {
     /// Address of the server.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
     pub server: String,
     /// Exported path.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^/[A-Za-z0-9._/-]*$"))]
     pub export: String,
     /// Further mount options.
     #[serde(default)]
-    #[schemars(length(max = 32))]
+    #[schemars(
+        length(max = 32),
+        inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_=.:/-]+$"))
+    )]
+    #[x_kube(validation = Rule::new("!self.exists(o, ['vers','nfsvers','minorversion','nolock','lock','local_lock','soft','softerr','ro','lookupcache','ac'].exists(w, o == w || o.startsWith(w + '=')))").message("spec.nfs.options: leave out version, locking, soft, ro and attribute caching; what keeps two hosts from one disk depends on them, so Stockade sets them"))]
     pub options: Vec<String>,
     /// The Host that serves it; absent: served by others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,7 +150,7 @@ fn o2cb_threshold() -> i32 {
 #[serde(rename_all = "camelCase")]
 pub struct Iscsi {
     /// Portal address, with a port if it is not 3260.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
     pub portal: String,
     /// Target's qualified name.
     #[schemars(length(min = 8, max = 223), regex(pattern = r"^(iqn|eui|naa)\.[A-Za-z0-9.:-]+$"))]
@@ -175,7 +179,7 @@ pub struct Aoe {
     #[schemars(range(min = 0, max = 254))]
     pub slot: i32,
     /// Interface of the clients.
-    #[schemars(length(min = 1, max = 15))]
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
     pub interface: String,
     /// The Host that serves it; absent: served by others.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name: use at most 63 characters, it becomes part of the libvirt name")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.hypervisor != 'Xen' || self.firmware.kind == 'BIOS'").message("spec.firmware.kind: Xen guests boot by BIOS here; leave it out, or use hypervisor KVM"))]
 pub struct VirtualMachineSpec {
     /// Whether the VM is to run, and what restarts it.
     #[serde(default)]
@@ -49,7 +50,7 @@ pub struct VirtualMachineSpec {
     #[serde(default)]
     pub cpu: Cpu,
     /// Guest memory, a multiple of 1Mi.
-    #[x_kube(validation = Rule::new("quantity(self).isGreaterThan(quantity('3Mi'))").message("spec.memory: give at least 4Mi, for example 512Mi"))]
+    #[x_kube(validation = Rule::new("type(self) == int ? self >= 4194304 : isQuantity(self) && quantity(self).isGreaterThan(quantity('3Mi'))").message("spec.memory: give at least 4Mi, for example 512Mi"))]
     pub memory: Quantity,
     /// Firmware of the guest.
     #[serde(default)]
@@ -144,7 +145,7 @@ pub struct Cpu {
     /// CPU model by libvirt's name; absent: the model that every host offers,
     /// pinned at the first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
     pub model: Option<String>,
 }
 
@@ -179,6 +180,8 @@ pub enum FirmwareKind {
 #[x_kube(
     validation = Rule::new("[has(self.existing), has(self.blank), has(self.image)].filter(x, x).size() == 1").message("spec.disks: give exactly one of existing, blank or image"),
     validation = Rule::new("!has(self.blank) || has(self.size)").message("spec.disks.size: a blank disk needs a size, for example 10Gi"),
+    validation = Rule::new("!has(self.blank) || !self.readOnly").message("spec.disks.readOnly: nobody could ever write a blank disk that is read only; leave readOnly out"),
+    validation = Rule::new("self.storage == oldSelf.storage && self.format == oldSelf.format").message("spec.disks: storage and format of a disk can't change; add a disk of another name and remove this one"),
     validation = Rule::new("!has(self.existing) || !has(self.reclaim) || self.reclaim != 'Delete'").message("spec.disks.reclaim: an existing disk can't be Delete; only blank or imported ones can")
 )]
 pub struct Disk {
@@ -283,7 +286,7 @@ pub struct Network {
     pub network: Option<String>,
     /// MAC address; absent: made from the VM's uid, pinned at the first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"))]
+    #[schemars(length(max = 17), regex(pattern = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"))]
     pub mac: Option<String>,
 }
 
@@ -425,6 +428,7 @@ impl Default for MigrationSettings {
 /// What is known of a VM. Written by the controller alone.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.epoch >= oldSelf.epoch").message("status.epoch: it never falls"))]
 pub struct VirtualMachineStatus {
     /// The spec's generation that this status answers.
     #[serde(default)]

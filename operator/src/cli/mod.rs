@@ -1,0 +1,38 @@
+//! The subcommands of `stockade`.
+
+mod crds;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "stockade", version, about = "Keeps virtual machines running on libvirt hosts")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the CustomResourceDefinitions as YAML.
+    Crds(crds::Arguments),
+}
+
+/// Runs the subcommand that the command line names.
+pub(crate) fn run() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Crds(arguments) => crds::run(&arguments),
+    }
+}
+
+/// Says why a subcommand failed, with every cause.
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    let mut text = format!("stockade: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    eprintln!("{text}");
+    ExitCode::FAILURE
+}
