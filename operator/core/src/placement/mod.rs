@@ -11,17 +11,27 @@
 //! no room for it. The same rows give the same answer, whatever their order.
 
 mod cluster;
+mod drain;
 mod ledger;
 mod model;
+mod moves;
 mod need;
 mod pack;
 mod place;
+mod rebalance;
+mod repair;
 mod rules;
+mod tolerate;
 mod unit;
 
 pub use cluster::Cluster;
+pub use drain::{DrainPlan, drain_plan};
 pub use model::{Acceptance, HostRow, Movable, Refusal, Unplaceable, VmKey, VmRow};
+pub use moves::{Move, Mover, failback, move_of};
 pub use place::{Mode, place};
+pub use rebalance::{By, rebalance};
+pub use repair::{repair, violations};
+pub use tolerate::tolerates;
 
 #[cfg(test)]
 mod testkit;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::cluster::Cluster;
 use super::ledger::{Ledger, NOWHERE};
 use super::model::{Movable, Unplaceable, VmKey};
+use super::need::Need;
 use super::pack::{Bins, Item, pack};
 use super::unit::{Classes, Unit};
 
@@ -19,7 +20,7 @@ pub enum Mode {
 }
 
 /// So many comparisons a plan may spend on packing tightly before it gives up.
-const BUDGET: i64 = 6_000_000;
+const BUDGET: i64 = 1_500_000;
 
 /// Finds a host for each of `wanted`, best first: priority, then size. VMs that
 /// must be together get one host. What fits nowhere gets the reasons.
@@ -134,6 +135,16 @@ impl<'a> Solver<'a> {
         }
         let vms = vms.into_iter().collect();
         Unit::new(&self.ledger, &mut self.classes, group, vms, leaving)
+    }
+
+    /// What all of a group need of a host, rules alone.
+    pub(super) fn need(&self, group: u32) -> Need {
+        Need::new(self.ledger.cluster, group, &[])
+    }
+
+    /// Bounds the work of packing tightly.
+    pub(super) fn limit(&mut self, budget: i64) {
+        self.budget = budget;
     }
 
     /// Plans `unit` on `host`.

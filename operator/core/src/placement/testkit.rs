@@ -65,3 +65,14 @@ pub(super) fn answer(
         })
         .collect()
 }
+
+/// Carries moves out.
+pub(super) fn apply(vms: &mut [VmRow], moves: &[Move]) {
+    for one in moves {
+        for mover in &one.vms {
+            let row = vms.iter_mut().find(|v| v.key == mover.vm).expect("it is there");
+            assert_eq!(row.on, [mover.from.clone()], "it moves from where it runs");
+            row.on = vec![one.to.clone()];
+        }
+    }
+}

@@ -160,6 +160,19 @@ impl Unit {
             .map(|score| score.5)
     }
 
+    /// Whether the rules allow any host but those that it leaves.
+    pub(super) fn has_elsewhere(&self, cluster: &Cluster) -> bool {
+        let others = (0..cluster.hosts.len() as u32).filter(|h| !self.leaving.contains(h));
+        others.into_iter().any(|h| self.need.forbids(&cluster.hosts[h as usize]).is_none())
+    }
+
+    /// Whether it would have room on `host` once `away` is gone from there.
+    pub(super) fn fits_without(&self, ledger: &Ledger<'_>, host: u32, away: &Self) -> bool {
+        let blocked =
+            ledger.opponents(self.group).any(|(vm, at)| at == host && !away.vms.contains(&vm));
+        !blocked && ledger.fits(host, self.cpu - away.cpu, self.mib - away.mib)
+    }
+
     /// Why not `host`, as the books stand; none if it would do.
     pub(super) fn refusal<'a>(&'a self, ledger: &'a Ledger<'_>, host: u32) -> Option<Why<'a>> {
         let cluster = ledger.cluster;

@@ -25,7 +25,7 @@ fn planted(seed: u64) -> (Vec<HostRow>, Vec<VmRow>) {
         row.cpu = [16_000, 32_000, 64_000][dice.upto(3) as usize];
         row.memory_mib = row.cpu / 1000 * [4096, 2048, 8192][dice.upto(3) as usize];
         let (mut cpu, mut mib) = (row.cpu * 95 / 100, row.memory_mib * 95 / 100);
-        let pieces = 4 + dice.upto(9);
+        let pieces = 2 + dice.upto(7);
         for p in 0..pieces {
             let last = p == pieces - 1;
             let share = |dice: &mut Dice, left: i64| {
