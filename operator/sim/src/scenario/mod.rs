@@ -1,14 +1,18 @@
 //! Scenario files: what the cluster is at the start, what happens to it, and what must have come
-//! of it. The format's own text is `docs/scenario-format.md`; in here it is read ([`load`],
-//! [`parse`]), kept ([`ast`]), judged while a run goes on ([`Evaluator`]), told ([`output`]) and
-//! printed again ([`print`]).
+//! of it. In here they are read ([`load`], [`parse`]), kept ([`ast`]), judged while a run goes on
+//! ([`Evaluator`], fed with [`observe`]), told ([`output`]) and printed again ([`print`]).
 
 pub mod ast;
+pub mod check;
 mod node;
-mod parse;
+pub mod observe;
+pub mod output;
+pub(crate) mod parse;
+pub mod print;
 mod problem;
 pub mod words;
 
+pub use self::parse::{load, parse};
 pub use ast::Scenario;
-pub use parse::{load, parse};
+pub use check::{Evaluator, Failure};
 pub use problem::{Problem, ScenarioError};

@@ -34,6 +34,8 @@ pub struct Scenario {
     pub name: String,
     /// Free text.
     pub about: Option<String>,
+    /// What hosts share; already part of each host's fields.
+    pub host_defaults: HostFields,
     /// The hosts at second 0.
     pub hosts: Vec<HostSetup>,
     /// Declared fence devices; a host with [`Fencing::Bmc`] has one more of its own, named by

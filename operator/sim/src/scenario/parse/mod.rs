@@ -11,7 +11,7 @@ mod read;
 mod setup;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::path::Path;
 
@@ -105,6 +105,7 @@ fn document(cx: &Cx, root: &Node, fallback_name: String) -> Option<Scenario> {
     Some(Scenario {
         name,
         about,
+        host_defaults: defaults,
         hosts,
         fence_devices,
         storage,

@@ -4,7 +4,7 @@ use super::super::ast::*;
 use super::super::words::*;
 use super::parse;
 
-const EXAMPLE: &str = r#"
+pub(in crate::scenario) const EXAMPLE: &str = r#"
 name: a host whose clock jumps is not dead and still takes VMs
 hosts: 3
 vms:
@@ -62,7 +62,7 @@ fn the_formats_example_is_read_as_meant() {
 }
 
 /// Each word of the format at least once; nothing of it may be refused.
-const EVERYTHING: &str = r#"
+pub(in crate::scenario) const EVERYTHING: &str = r#"
 name: everything
 about: |
   Free text,
