@@ -319,7 +319,7 @@ impl Evaluator {
         let (outcome, text) = state
             .outcome
             .clone()
-            .unwrap_or((Outcome::Pending, "nothing was said of it".to_owned()));
+            .unwrap_or_else(|| (Outcome::Pending, "nothing was said of it".to_owned()));
         let fits = wanted.is_empty() || wanted.iter().any(|w| same(*w, outcome, &step.verb));
         let lower = text.to_lowercase();
         let says = message.is_empty() || message.iter().any(|m| lower.contains(&m.to_lowercase()));

@@ -95,7 +95,7 @@ fn document(cx: &Cx, root: &Node, fallback_name: String) -> Option<Scenario> {
     let policy =
         f.take("defaults").map(|n| policy::fields(cx, n, "`defaults`")).unwrap_or_default();
     let vms = list(cx, f.take("vms"), "vms", setup::vm);
-    let rules = list(cx, f.take("rules"), "rules", |cx, n| setup::rule(cx, n));
+    let rules = list(cx, f.take("rules"), "rules", setup::rule);
     let manifests =
         f.take("manifests").map(|n| manifest::many(cx, n, "`manifests`")).unwrap_or_default();
     let steps = list(cx, f.take("steps"), "steps", step::step);

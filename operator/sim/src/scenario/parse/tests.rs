@@ -449,3 +449,27 @@ fn each_mistake_is_refused_with_its_line_and_what_is_known() {
     }
     assert!(MALFORMED.len() >= 60);
 }
+
+#[test]
+fn every_scenario_file_of_the_project_is_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/scenarios");
+    let mut names = std::collections::BTreeSet::new();
+    let mut wrong = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        match super::load(&path) {
+            Ok(scenarios) => {
+                for scenario in scenarios {
+                    assert!(!scenario.expect.is_empty(), "{path:?} expects nothing");
+                    assert!(names.insert(scenario.name.clone()), "{} stands twice", scenario.name);
+                }
+            }
+            Err(error) => wrong.push(error.to_string()),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(names.len() >= 40, "only {} scenarios", names.len());
+}
