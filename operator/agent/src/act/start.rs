@@ -1,0 +1,297 @@
+//! The start of an epoch: the agent's side of the gate (safety §2.5).
+
+use std::collections::BTreeMap;
+
+use stockade_core::agent::observed::{Order, writable_disks};
+use stockade_core::agent::records::{Verdict, judge};
+use stockade_core::agent::types::{Beat, JournalVm, OwnerRecord, Presence, RecordState};
+use stockade_crds::names::domain_name;
+use stockade_crds::v1alpha1::{DomainSpec, End, Want};
+use stockade_host::ports::Linked;
+
+use super::{CALL_SECONDS, Done, release};
+use crate::context::{Context, request, timed};
+
+/// Seconds that a start may take; longer has no known result.
+const START_SECONDS: u64 = 60;
+/// Seconds that making a disk may take.
+const DISK_SECONDS: u64 = 600;
+
+/// Why a start did not come to be.
+enum Stop {
+    /// Nothing was launched; the attempt may go on later, its epoch stays open.
+    Later(String),
+    /// Nothing was launched, and this epoch never will be.
+    Never(End, String),
+    /// It was launched and failed: nothing came of it.
+    Failed(String),
+    /// It was launched, its result is not known.
+    Unknown(String),
+}
+
+/// A new journal entry for an order.
+pub(super) fn entry(order: &DomainSpec, boot: &str) -> JournalVm {
+    let disks = &order.machine.disks;
+    JournalVm {
+        epoch: order.epoch,
+        boot_id: boot.to_owned(),
+        order_id: order.order_id,
+        disks: writable_disks(order),
+        name: domain_name(&order.vm.namespace, &order.vm.name),
+        reset: order.reset.clone(),
+        sizes: disks.iter().map(|d| (d.path.clone(), d.size_bytes)).collect(),
+        ..JournalVm::default()
+    }
+}
+
+/// Obeys an order to run: returns once it runs, or once it is known that it does not.
+pub(super) async fn start(context: &Context, order: &Order, done: &mut Done) -> Result<(), String> {
+    let uid = order.spec.vm.uid.clone();
+    let epoch = order.spec.epoch;
+    match attempt(context, order, done).await {
+        Ok(()) => Ok(()),
+        Err(Stop::Later(message) | Stop::Unknown(message)) => Err(message),
+        Err(Stop::Never(end, message)) => {
+            release::void(context, &uid, epoch, end, Some(order)).await?;
+            Err(message)
+        }
+        Err(Stop::Failed(message)) => {
+            let end = End::StartFailed;
+            match release::release(context, &uid, epoch, end, false).await {
+                Ok(()) => Err(message),
+                Err(more) => Err(format!("{message}; not released: {more}")),
+            }
+        }
+    }
+}
+
+async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<(), Stop> {
+    let guards = context.config.guards;
+    let spec = &order.spec;
+    let uid = spec.vm.uid.as_str();
+    let before = context.journal.vm(uid);
+    let resumed = before.as_ref().is_some_and(|j| {
+        j.epoch == spec.epoch && j.boot_id == context.boot_id && j.open && !j.launched
+    });
+    let boot = context.boot_id.clone();
+    context
+        .journal
+        .update(uid, |vm| {
+            if vm.epoch > spec.epoch && guards.epoch {
+                return Err(format!("epoch {} was ordered here before", vm.epoch));
+            }
+            let again = vm.epoch == spec.epoch && (vm.launched || vm.end.is_some());
+            if again && guards.once {
+                return Err(format!("epoch {} was started before", vm.epoch));
+            }
+            *vm = entry(spec, &boot);
+            vm.open = true;
+            Ok(())
+        })
+        .await
+        .map_err(Stop::Later)?;
+    let beats = dead_beats(context, spec).await?;
+    let verdicts = take_records(context, spec, resumed, done).await?;
+    for disk in &spec.machine.disks {
+        let may_create = !verdicts.get(&disk.path).is_some_and(|v| v.ran);
+        let call = context.ports.storage.ensure_disk(disk, may_create);
+        timed("make disk", &disk.path, DISK_SECONDS, call)
+            .await
+            .map_err(|e| Stop::Never(End::StartFailed, e.to_string()))?;
+    }
+    let call = context.ports.storage.ensure_seed(spec);
+    timed("make seed", uid, CALL_SECONDS, call)
+        .await
+        .map_err(|e| Stop::Never(End::StartFailed, e.to_string()))?;
+    let fresh = if guards.fresh_read { still_ordered(context, order).await? } else { spec.clone() };
+    if guards.dead_beats && dead_beats(context, &fresh).await? != beats {
+        let message = "a boot that is named dead beats on the storage again";
+        return Err(Stop::Never(End::Refused, message.into()));
+    }
+    context
+        .journal
+        .update(uid, |vm| {
+            vm.launched = true;
+            Ok(())
+        })
+        .await
+        .map_err(Stop::Later)?;
+    launch(context, &fresh, done).await?;
+    tidy(context, spec, &verdicts).await;
+    Ok(())
+}
+
+/// The last counters of every boot that the order names dead, on every storage it uses.
+async fn dead_beats(
+    context: &Context,
+    spec: &DomainSpec,
+) -> Result<BTreeMap<String, Vec<Beat>>, Stop> {
+    let dead: Vec<_> = spec.settled.iter().filter_map(|s| s.dead_boot.as_ref()).collect();
+    let mut found = BTreeMap::new();
+    if dead.is_empty() || !context.config.guards.dead_beats {
+        return Ok(found);
+    }
+    for disk in &spec.machine.disks {
+        if found.contains_key(&disk.storage) {
+            continue;
+        }
+        let call = context.ports.storage.beats(&disk.storage);
+        let beats = timed("read beats", &disk.storage, CALL_SECONDS, call)
+            .await
+            .map_err(|e| Stop::Never(End::Refused, e.to_string()))?;
+        let of_dead = beats
+            .into_values()
+            .filter(|b| dead.iter().any(|d| d.host_uid == b.host_uid && d.boot_id == b.boot_id))
+            .collect();
+        found.insert(disk.storage.clone(), of_dead);
+    }
+    Ok(found)
+}
+
+/// Writes this epoch's owner record beside every writable disk, if what stands allows it.
+async fn take_records(
+    context: &Context,
+    spec: &DomainSpec,
+    resumed: bool,
+    done: &mut Done,
+) -> Result<BTreeMap<String, Verdict>, Stop> {
+    let storage = &context.ports.storage;
+    let refused =
+        |disk: &str, why: String| Stop::Never(End::Refused, format!("disk {disk}: {why}"));
+    let mut verdicts = BTreeMap::new();
+    // All are judged before the first is written.
+    for disk in writable_disks(spec) {
+        let verdict = read_verdict(context, spec, &disk, resumed, done).await?;
+        verdicts.insert(disk, verdict);
+    }
+    for (disk, verdict) in &verdicts {
+        let voids = verdict.voids.iter().map(|epoch| (*epoch, RecordState::Void));
+        let own = (!verdict.own).then_some((spec.epoch, RecordState::Held));
+        for (epoch, state) in voids.chain(own) {
+            let record = record(context, spec, epoch, state);
+            let linked =
+                timed("link record", disk, CALL_SECONDS, storage.link_record(disk, &record))
+                    .await
+                    .map_err(|e| refused(disk, e.to_string()))?;
+            if linked == Linked::Exists && context.config.guards.own_record {
+                let why = format!("a record of epoch {epoch} came first");
+                return Err(refused(disk, why));
+            }
+        }
+    }
+    for disk in verdicts.keys() {
+        if context.config.guards.own_record {
+            let again = read_verdict(context, spec, disk, true, done).await?;
+            if !again.own {
+                return Err(refused(disk, "its record is not there after it was linked".into()));
+            }
+        }
+    }
+    Ok(verdicts)
+}
+
+async fn read_verdict(
+    context: &Context,
+    spec: &DomainSpec,
+    disk: &str,
+    resumed: bool,
+    done: &mut Done,
+) -> Result<Verdict, Stop> {
+    let call = context.ports.storage.records(disk);
+    let records = timed("read records", disk, CALL_SECONDS, call)
+        .await
+        .map_err(|e| Stop::Never(End::Refused, e.to_string()))?;
+    let config = &context.config;
+    match judge(&records, spec, &config.cluster_id, resumed, config.guards) {
+        Ok(verdict) => {
+            done.highest_record = done.highest_record.max(verdict.highest);
+            Ok(verdict)
+        }
+        Err(refusal) => {
+            done.highest_record = done.highest_record.max(refusal.highest);
+            Err(Stop::Never(End::Refused, format!("disk {disk}: {}", refusal.message)))
+        }
+    }
+}
+
+/// A record of this VM in the running boot.
+pub(super) fn record(
+    context: &Context,
+    spec: &DomainSpec,
+    epoch: i64,
+    state: RecordState,
+) -> OwnerRecord {
+    OwnerRecord {
+        cluster_id: context.config.cluster_id.clone(),
+        vm_uid: spec.vm.uid.clone(),
+        epoch,
+        host_uid: context.host_uid.clone(),
+        boot_id: context.boot_id.clone(),
+        state,
+    }
+}
+
+/// Reads the order again: the same object, epoch and wish, and the disks that were taken.
+async fn still_ordered(context: &Context, order: &Order) -> Result<DomainSpec, Stop> {
+    let uid = &order.spec.vm.uid;
+    let fresh = request(context.domains().get(uid))
+        .await
+        .map_err(|e| Stop::Later(format!("the order can't be read again: {e}")))?;
+    let same = fresh.metadata.uid.as_deref() == Some(order.object_uid.as_str())
+        && fresh.spec.epoch == order.spec.epoch
+        && fresh.spec.boot_id == order.spec.boot_id
+        && fresh.spec.host_uid == order.spec.host_uid
+        && fresh.spec.want == Want::Running
+        && fresh.spec.machine.disks == order.spec.machine.disks;
+    if same { Ok(fresh.spec) } else { Err(Stop::Later("the order has changed".into())) }
+}
+
+async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result<(), Stop> {
+    let hypervisor = &context.ports.hypervisor;
+    let uid = spec.vm.uid.as_str();
+    let result = timed("start", uid, START_SECONDS, hypervisor.start(spec)).await;
+    let returned = !result.as_ref().is_err_and(stockade_host::HostError::is_unknown);
+    let close = context.config.guards.close;
+    let failed = result.is_err() && returned;
+    // From here on the hook refuses whatever is late.
+    let closed = context
+        .journal
+        .update(uid, |vm| {
+            vm.open = vm.open && !close;
+            vm.returned = returned;
+            vm.end = failed.then_some(End::StartFailed);
+            Ok(())
+        })
+        .await;
+    match result {
+        Ok(started) => {
+            done.started = Some(started);
+            if spec.machine.lock.is_some() {
+                done.lock = timed("read lock", uid, CALL_SECONDS, hypervisor.lock(uid))
+                    .await
+                    .unwrap_or_default();
+            }
+            closed.map_err(Stop::Unknown)
+        }
+        Err(error) if returned => {
+            if hypervisor.presence(uid, spec.epoch).await == Presence::Present {
+                return Err(Stop::Unknown(error.to_string()));
+            }
+            Err(Stop::Failed(error.to_string()))
+        }
+        Err(error) => Err(Stop::Unknown(error.to_string())),
+    }
+}
+
+/// Removes settled records below the one that runs, but never the highest of them.
+async fn tidy(context: &Context, spec: &DomainSpec, verdicts: &BTreeMap<String, Verdict>) {
+    for (disk, verdict) in verdicts {
+        let keep = verdict.removable.len().saturating_sub(8);
+        for epoch in verdict.removable.iter().take(keep).filter(|e| **e < spec.epoch) {
+            let call = context.ports.storage.remove_record(disk, *epoch);
+            if let Err(error) = timed("remove record", disk, CALL_SECONDS, call).await {
+                tracing::debug!(%error, "a settled record stays");
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the parts of one agent share.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::{Api, Client};
+use stockade_crds::names::host_namespace;
+use stockade_crds::v1alpha1::{Domain, HostAgent, HostAgentSpec, SelfFence, StorageReport};
+use stockade_host::ports::{AgentPorts, Beat, MachineFacts};
+use stockade_host::{HostError, HostResult};
+use tokio::sync::Notify;
+
+use crate::config::AgentConfig;
+use crate::journal::Journal;
+
+/// Seconds that one request to the API may take.
+pub(crate) const REQUEST_SECONDS: u64 = 4;
+
+/// What the parts of one agent share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) ports: AgentPorts,
+    pub(crate) config: AgentConfig,
+    pub(crate) namespace: String,
+    pub(crate) host_uid: String,
+    pub(crate) boot_id: String,
+    pub(crate) journal: Journal,
+    /// Facts as last read.
+    pub(crate) facts: Mutex<MachineFacts>,
+    /// HostAgent.spec as last seen.
+    pub(crate) spec: Mutex<Option<HostAgentSpec>>,
+    /// Storages as last checked.
+    pub(crate) storages: Mutex<BTreeMap<String, StorageReport>>,
+    /// Beats seen, by storage and host uid.
+    pub(crate) beats: Mutex<BTreeMap<String, BTreeMap<String, Beat>>>,
+    /// Timings in force, if the watchdog is armed.
+    pub(crate) armed: Mutex<Option<SelfFence>>,
+    /// Measured use by VM uid.
+    pub(crate) usage: Mutex<BTreeMap<String, (i64, i64)>>,
+    /// When the last acknowledged renewal was sent.
+    pub(crate) renewed: Mutex<u64>,
+    /// Something changed that a round should look at.
+    pub(crate) wake: Notify,
+    /// The API answers again: what hangs is asked anew.
+    pub(crate) api_back: Notify,
+}
+
+impl Context {
+    pub(crate) fn new(
+        client: Client,
+        ports: AgentPorts,
+        config: AgentConfig,
+        facts: MachineFacts,
+    ) -> Self {
+        let renewed = Mutex::new(ports.clock.monotonic_millis());
+        Self {
+            namespace: host_namespace(&config.host),
+            journal: Journal::new(ports.journal.clone()),
+            host_uid: facts.host_uid.clone(),
+            boot_id: facts.boot_id.clone(),
+            facts: Mutex::new(facts),
+            client,
+            ports,
+            config,
+            spec: Mutex::default(),
+            storages: Mutex::default(),
+            beats: Mutex::default(),
+            armed: Mutex::default(),
+            usage: Mutex::default(),
+            renewed,
+            wake: Notify::new(),
+            api_back: Notify::new(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.ports.clock.monotonic_millis()
+    }
+
+    pub(crate) fn domains(&self) -> Api<Domain> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub(crate) fn agents(&self) -> Api<HostAgent> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The spec, if this machine is the one that claimed the host's name.
+    pub(crate) fn joined_spec(&self) -> Option<HostAgentSpec> {
+        let spec = locked(&self.spec).clone()?;
+        (spec.host_uid.is_empty() || spec.host_uid == self.host_uid).then_some(spec)
+    }
+}
+
+/// Locks; a panic elsewhere leaves plain data behind, which is as good as before.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A port's operation within a time; longer has no known result.
+pub(crate) async fn timed<T>(
+    op: &'static str,
+    target: &str,
+    seconds: u64,
+    call: impl Future<Output = HostResult<T>>,
+) -> HostResult<T> {
+    tokio::time::timeout(Duration::from_secs(seconds), call).await.unwrap_or_else(|_| {
+        Err(HostError::unknown(op, target, format!("no answer within {seconds} s")))
+    })
+}
+
+/// A request to the API within its time; the error is for a log or a message.
+pub(crate) async fn request<T>(
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(Duration::from_secs(REQUEST_SECONDS), call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("the API did not answer within {REQUEST_SECONDS} s")),
+    }
+}

@@ -1,0 +1,112 @@
+//! Reads the host: what the hypervisor lists, which processes are there, what works.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use stockade_core::agent::types::{LiveDomain, LiveState, Presence};
+use stockade_crds::v1alpha1::{AgentLock, LockReport};
+
+use crate::context::{Context, locked, timed};
+
+/// What one look at the host should take in.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// When it began.
+    pub(crate) began: u64,
+    /// Epochs whose process may be there, by VM uid.
+    pub(crate) epochs: BTreeMap<String, i64>,
+    /// Try the hook with a probe.
+    pub(crate) probe: bool,
+    /// Look after the lock manager.
+    pub(crate) lock: Option<Option<AgentLock>>,
+    /// Read the machine's facts.
+    pub(crate) facts: bool,
+}
+
+/// What it saw.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) began: u64,
+    pub(crate) live: Option<BTreeMap<String, LiveDomain>>,
+    pub(crate) presence: BTreeMap<String, Presence>,
+    pub(crate) hook: Option<bool>,
+    pub(crate) lock: Option<bool>,
+}
+
+/// Looks once.
+pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
+    let hypervisor = &context.ports.hypervisor;
+    let mut seen = Seen { began: look.began, ..Seen::default() };
+    match timed("list", "domains", 5, hypervisor.list()).await {
+        Ok(domains) => {
+            seen.live = Some(domains.into_iter().map(|d| (d.uuid.clone(), d)).collect());
+        }
+        Err(error) => tracing::warn!(%error, "the hypervisor does not answer"),
+    }
+    for (uid, epoch) in &look.epochs {
+        let listed = seen.live.as_ref().and_then(|live| live.get(uid));
+        if listed.is_some_and(|d| d.epoch == *epoch && d.state != LiveState::Dying) {
+            seen.presence.insert(uid.clone(), Presence::Present);
+            continue;
+        }
+        let presence = async { Ok(hypervisor.presence(uid, *epoch).await) };
+        let presence = timed("look for", uid, 3, presence).await.unwrap_or(Presence::Unknown);
+        seen.presence.insert(uid.clone(), presence);
+    }
+    if look.probe && seen.live.is_some() {
+        seen.hook =
+            Some(timed("probe", "hook", 10, hypervisor.probe_hook()).await.unwrap_or(false));
+    }
+    if let Some(lock) = &look.lock {
+        let call = hypervisor.ensure_lock_manager(lock.as_ref());
+        seen.lock = Some(timed("check", "lock manager", 10, call).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the lock manager does not work");
+            false
+        }));
+    }
+    if look.facts
+        && let Ok(facts) = timed("read", "machine", 10, context.ports.machine.facts()).await
+    {
+        *locked(&context.facts) = facts;
+    }
+    if let Ok(armed) = timed("read", "watchdog", 5, context.ports.watchdog.armed()).await {
+        *locked(&context.armed) = armed;
+    }
+    seen
+}
+
+/// What is read of running VMs now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Inspected {
+    pub(crate) addresses: BTreeMap<String, Vec<String>>,
+    pub(crate) locks: BTreeMap<String, LockReport>,
+}
+
+/// Reads addresses, use and locks of running VMs; what can't be read is left out.
+pub(crate) async fn inspect(context: Arc<Context>, vms: Vec<(String, bool)>) -> Inspected {
+    let hypervisor = &context.ports.hypervisor;
+    let mut inspected = Inspected::default();
+    let mut usage = BTreeMap::new();
+    for (uid, with_lock) in vms {
+        match timed("read addresses", &uid, 3, hypervisor.addresses(&uid)).await {
+            Ok(mut addresses) => {
+                addresses.sort_unstable();
+                addresses.truncate(32);
+                inspected.addresses.insert(uid.clone(), addresses);
+            }
+            // If one call hangs, all would.
+            Err(error) if error.is_unknown() => break,
+            Err(_) => {}
+        }
+        if let Ok(used) = timed("read usage", &uid, 3, hypervisor.usage(&uid)).await {
+            usage.insert(uid.clone(), used);
+        }
+        if with_lock
+            && let Ok(Some(lock)) = timed("read lock", &uid, 3, hypervisor.lock(&uid)).await
+        {
+            inspected.locks.insert(uid, lock);
+        }
+    }
+    *locked(&context.usage) = usage;
+    inspected
+}

@@ -1,0 +1,657 @@
+//! The loop: observe, decide, act, report. Nothing in it waits for a VM or the API.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{Stream, StreamExt};
+use kube::runtime::utils::Backoff;
+use kube::runtime::{WatchStreamExt, watcher};
+use stockade_core::agent::observed::{Busy, Order, VmMemory};
+use stockade_core::agent::types::{LiveDomain, LiveState};
+use stockade_core::agent::{HostAction, Observed, decide, status_of};
+use stockade_crds::v1alpha1::{
+    ApiLoss, Domain, DomainState, End, GoingDown, HostAgent, HostAgentSpec, HostAgentStatus,
+    InventoryItem, Want,
+};
+use stockade_host::ports::HypervisorEvent;
+use tokio::task::JoinSet;
+
+use crate::act::{Done, act};
+use crate::context::{Context, locked, timed};
+use crate::observe::{Inspected, Look, Seen, inspect, look};
+use crate::report::{Report, Reported, report};
+
+/// News that come together make one round, in milliseconds.
+const COALESCE: u64 = 20;
+/// A round is made at least so often, in milliseconds.
+const TICK: u64 = 1_000;
+/// Pause after an action that failed, in milliseconds.
+const RETRY: u64 = 2_000;
+/// Between two looks at addresses, use and locks, in milliseconds.
+const INSPECT: u64 = 10_000;
+
+type Watch<K> = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<K>>> + Send>>;
+
+/// A pause of one second after each error of a watch.
+struct Fixed;
+
+impl Iterator for Fixed {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_secs(1))
+    }
+}
+
+impl Backoff for Fixed {
+    fn reset(&mut self) {}
+}
+
+/// What a task of the loop came back with.
+enum News {
+    Seen(Box<Seen>),
+    Done(Box<Done>),
+    Reported(Box<Reported>),
+    Inspected(Inspected),
+    Armed,
+}
+
+/// An order with the version up to which its status is ours.
+struct Known {
+    order: Order,
+    acknowledged: u64,
+}
+
+struct Loop {
+    context: Arc<Context>,
+    tasks: JoinSet<News>,
+    orders: Option<BTreeMap<String, Known>>,
+    listing: BTreeMap<String, Known>,
+    host_status: Option<HostAgentStatus>,
+    memory: BTreeMap<String, VmMemory>,
+    /// When the last action of a VM ended: an older look does not count for it.
+    acted: BTreeMap<String, u64>,
+    killed: BTreeMap<String, u64>,
+    live: Option<BTreeMap<String, LiveDomain>>,
+    inventory: Vec<InventoryItem>,
+    looking: bool,
+    look_again: bool,
+    reporting: bool,
+    report_after: u64,
+    inspecting: bool,
+    inspected_at: u64,
+    arming: bool,
+    hook: bool,
+    probed_at: Option<u64>,
+    lock: bool,
+    lock_at: Option<u64>,
+    facts_at: u64,
+    allowed_down: bool,
+}
+
+/// Runs the loop, for ever.
+pub(crate) async fn run(context: Arc<Context>) {
+    let mut events = context.ports.hypervisor.events();
+    let mut domains = watch_domains(&context);
+    let mut agents = watch_agents(&context);
+    let now = context.now();
+    let mut this = Loop {
+        context: Arc::clone(&context),
+        tasks: JoinSet::new(),
+        orders: None,
+        listing: BTreeMap::new(),
+        host_status: None,
+        memory: BTreeMap::new(),
+        acted: BTreeMap::new(),
+        killed: BTreeMap::new(),
+        live: None,
+        inventory: Vec::new(),
+        looking: false,
+        look_again: true,
+        reporting: false,
+        report_after: 0,
+        inspecting: false,
+        inspected_at: now,
+        arming: false,
+        hook: false,
+        probed_at: None,
+        lock: false,
+        lock_at: None,
+        facts_at: now,
+        allowed_down: false,
+    };
+    context.journal.load().await;
+    let mut due = tokio::time::Instant::now();
+    loop {
+        let soon = tokio::time::Instant::now() + Duration::from_millis(COALESCE);
+        tokio::select! {
+            biased;
+            Some(news) = this.tasks.join_next() => {
+                if let Ok(news) = news {
+                    this.take(news);
+                }
+                due = due.min(soon);
+            }
+            event = events.recv() => match event {
+                Some(event) => {
+                    this.event(event);
+                    due = due.min(soon);
+                }
+                None => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    events = context.ports.hypervisor.events();
+                }
+            },
+            Some(event) = domains.next() => {
+                this.domain_event(event);
+                due = due.min(soon);
+            }
+            Some(event) = agents.next() => {
+                this.agent_event(event);
+                due = due.min(soon);
+            }
+            () = context.api_back.notified() => {
+                // What hung while the API was away may hang on: ask anew.
+                domains = watch_domains(&context);
+                agents = watch_agents(&context);
+            }
+            () = context.wake.notified() => due = due.min(soon),
+            () = context.ports.machine.going_down_changed() => {
+                due = due.min(soon);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            () = tokio::time::sleep_until(due) => {
+                due = tokio::time::Instant::now() + Duration::from_millis(TICK);
+                this.look_again = true;
+            }
+        }
+        if this.look_again && !this.looking {
+            this.begin_look();
+        }
+    }
+}
+
+fn watch_domains(context: &Context) -> Watch<Domain> {
+    let config = watcher::Config::default().timeout(30);
+    Box::pin(watcher(context.domains(), config).backoff(Fixed))
+}
+
+fn watch_agents(context: &Context) -> Watch<HostAgent> {
+    let config = watcher::Config::default().timeout(30);
+    Box::pin(watcher(context.agents(), config).backoff(Fixed))
+}
+
+impl Loop {
+    fn take(&mut self, news: News) {
+        match news {
+            News::Seen(seen) => self.seen(*seen),
+            News::Done(done) => self.done(*done),
+            News::Reported(reported) => self.reported(*reported),
+            News::Inspected(inspected) => {
+                self.inspecting = false;
+                for (uid, addresses) in inspected.addresses {
+                    self.memory.entry(uid).or_default().addresses = Some(addresses);
+                }
+                for (uid, lock) in inspected.locks {
+                    self.memory.entry(uid).or_default().lock = Some(lock);
+                }
+            }
+            News::Armed => self.arming = false,
+        }
+    }
+
+    fn event(&mut self, event: HypervisorEvent) {
+        self.look_again = true;
+        match event {
+            HypervisorEvent::Domain { uuid, stopped: Some(reason) } => {
+                self.memory.entry(uuid).or_default().stopped = Some(reason);
+            }
+            HypervisorEvent::Domain { .. } => {}
+            // A daemon that was started anew reads its hooks anew.
+            HypervisorEvent::Connection { .. } => {
+                self.hook = false;
+                self.probed_at = None;
+            }
+        }
+    }
+
+    fn domain_event(&mut self, event: watcher::Result<watcher::Event<Domain>>) {
+        self.look_again = true;
+        match event {
+            Ok(watcher::Event::Init) => self.listing.clear(),
+            Ok(watcher::Event::InitApply(domain)) => {
+                let (uid, known) = known(domain);
+                self.listing.insert(uid, known);
+            }
+            Ok(watcher::Event::InitDone) => self.orders = Some(std::mem::take(&mut self.listing)),
+            Ok(watcher::Event::Apply(domain)) => {
+                let (uid, mut new) = known(domain);
+                let orders = self.orders.get_or_insert_default();
+                if let Some(old) = orders.get(&uid)
+                    && old.order.object_uid == new.order.object_uid
+                    && new.acknowledged < old.acknowledged
+                {
+                    // Older than our own last word about it.
+                    new.order.status.clone_from(&old.order.status);
+                    new.acknowledged = old.acknowledged;
+                }
+                orders.insert(uid, new);
+            }
+            Ok(watcher::Event::Delete(domain)) => {
+                let (uid, _) = known(domain);
+                if let Some(orders) = &mut self.orders {
+                    orders.remove(&uid);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the watch of the orders failed"),
+        }
+    }
+
+    fn agent_event(&mut self, event: watcher::Result<watcher::Event<HostAgent>>) {
+        self.look_again = true;
+        match event {
+            Ok(watcher::Event::InitApply(agent) | watcher::Event::Apply(agent)) => {
+                if self.host_status.is_none() {
+                    self.host_status = Some(agent.status.unwrap_or_default());
+                }
+                *locked(&self.context.spec) = Some(agent.spec);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the watch of the HostAgent failed"),
+        }
+    }
+
+    fn begin_look(&mut self) {
+        let now = self.context.now();
+        self.looking = true;
+        self.look_again = false;
+        let journal = self.context.journal.state().unwrap_or_default();
+        let mut request = Look { began: now, ..Look::default() };
+        for (uid, vm) in &journal.vms {
+            if vm.launched && !vm.released {
+                request.epochs.insert(uid.clone(), vm.epoch);
+            }
+        }
+        if !self.hook && self.probed_at.is_none_or(|at| now.saturating_sub(at) >= 2_000) {
+            request.probe = true;
+            self.probed_at = Some(now);
+        }
+        if let Some(spec) = self.context.joined_spec() {
+            let every = if self.lock { 10_000 } else { 2_000 };
+            if self.lock_at.is_none_or(|at| now.saturating_sub(at) >= every) {
+                request.lock = Some(spec.lock);
+                self.lock_at = Some(now);
+            }
+        }
+        if now.saturating_sub(self.facts_at) >= 30_000 {
+            request.facts = true;
+            self.facts_at = now;
+        }
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move {
+            context.journal.load().await;
+            News::Seen(Box::new(look(context, request).await))
+        });
+    }
+
+    fn seen(&mut self, seen: Seen) {
+        let now = self.context.now();
+        self.looking = false;
+        if let Some(hook) = seen.hook {
+            self.hook = hook;
+        }
+        if let Some(lock) = seen.lock {
+            self.lock = lock;
+        }
+        self.remember(&seen, now);
+        self.live.clone_from(&seen.live);
+        let Some(spec) = self.context.joined_spec() else { return };
+        let observed = self.observed(&spec, now);
+        if observed.orders.is_some() {
+            self.begin_actions(&observed, seen.began, now);
+        }
+        let observed = Observed { memory: self.memory.clone(), ..observed };
+        self.host_tasks(&spec);
+        self.begin_inspection(&observed, now);
+        self.begin_report(&observed, &spec, now);
+        self.go_down(&observed);
+    }
+
+    fn remember(&mut self, seen: &Seen, now: u64) {
+        for (uid, presence) in &seen.presence {
+            self.memory.entry(uid.clone()).or_default().presence = *presence;
+        }
+        for (uid, known) in self.orders.iter().flatten() {
+            let memory = self.memory.entry(uid.clone()).or_default();
+            if memory.first_seen.0 != known.order.spec.epoch {
+                // A new attempt: what was known of the last one is history.
+                *memory = VmMemory {
+                    first_seen: (known.order.spec.epoch, now),
+                    busy: memory.busy,
+                    presence: memory.presence,
+                    stopped: memory.stopped,
+                    missing_since: memory.missing_since,
+                    ..VmMemory::default()
+                };
+            }
+        }
+        if let Some(live) = &seen.live {
+            for (uid, memory) in &mut self.memory {
+                match live.get(uid) {
+                    Some(_) => memory.missing_since = None,
+                    None => {
+                        memory.missing_since.get_or_insert(now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn observed(&self, spec: &HostAgentSpec, now: u64) -> Observed {
+        let context = &self.context;
+        let armed = locked(&context.armed).is_some();
+        let silent = now.saturating_sub(*locked(&context.renewed));
+        let loss = u64::try_from(spec.api_loss_seconds).unwrap_or(0).saturating_mul(1_000);
+        let stop_all = spec.api_loss == ApiLoss::Stop && loss > 0 && silent >= loss;
+        let orders = self.orders.as_ref().map(|orders| {
+            let mut orders: BTreeMap<String, Order> =
+                orders.iter().map(|(uid, known)| (uid.clone(), known.order.clone())).collect();
+            for order in orders.values_mut().filter(|_| stop_all) {
+                if order.spec.want == Want::Running {
+                    order.spec.want = Want::Stopped;
+                    order.spec.grace_seconds = order.spec.grace_seconds.max(30);
+                }
+            }
+            orders
+        });
+        Observed {
+            host_uid: context.host_uid.clone(),
+            boot_id: context.boot_id.clone(),
+            journal: context.journal.state(),
+            live: self.live.clone(),
+            orders,
+            memory: self.memory.clone(),
+            storages: locked(&context.storages).values().cloned().collect(),
+            hook_ready: self.hook,
+            lock: spec.lock.as_ref().filter(|_| self.lock).map(|l| l.kind),
+            arming: spec.arm && !armed,
+            suspended: spec
+                .dead_boots
+                .iter()
+                .any(|b| b.host_uid == context.host_uid && b.boot_id == context.boot_id),
+            no_starts: String::new(),
+            guards: context.config.guards,
+        }
+    }
+
+    fn begin_actions(&mut self, observed: &Observed, began: u64, now: u64) {
+        for (uid, action) in decide(observed, now) {
+            // The look must be younger than what was last done about the VM.
+            if self.acted.get(&uid).is_some_and(|at| *at >= began) {
+                self.look_again = true;
+                continue;
+            }
+            let memory = self.memory.entry(uid.clone()).or_default();
+            match &action {
+                HostAction::Kill { .. } => {
+                    if self.killed.get(&uid).is_some_and(|at| now.saturating_sub(*at) < RETRY) {
+                        continue;
+                    }
+                    self.killed.insert(uid.clone(), now);
+                    memory.kill_asked.get_or_insert(now);
+                }
+                HostAction::Shutdown => memory.shutdown_asked = Some(now),
+                HostAction::Start => {
+                    memory.stopped = None;
+                    memory.missing_since = None;
+                }
+                _ => {}
+            }
+            memory.busy = Some(Busy { starting: action == HostAction::Start, since: now });
+            tracing::info!(vm = uid, ?action, "act");
+            let order = observed.order(&uid).cloned();
+            let call = act(Arc::clone(&self.context), uid, action, order);
+            self.tasks.spawn(async move { News::Done(Box::new(call.await)) });
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = self.context.now();
+        self.look_again = true;
+        self.acted.insert(done.uid.clone(), now);
+        let deleted = self
+            .orders
+            .as_ref()
+            .and_then(|o| o.get(&done.uid))
+            .filter(|_| done.action == Some(HostAction::DeleteDisks) && done.trouble.is_empty())
+            .map(|known| known.order.spec.order_id);
+        let memory = self.memory.entry(done.uid).or_default();
+        memory.busy = None;
+        memory.highest_record = memory.highest_record.max(done.highest_record);
+        if let Some(order_id) = deleted {
+            memory.deleted_order = order_id;
+        }
+        if done.started.is_some() {
+            memory.started = done.started;
+        }
+        if done.lock.is_some() {
+            memory.lock = done.lock;
+        }
+        if done.resized.is_some() {
+            memory.resized = done.resized;
+        }
+        if done.trouble.is_empty() {
+            // Why a start failed is still true once it is released.
+            if !matches!(
+                done.action,
+                Some(HostAction::Release { end: End::StartFailed | End::Refused, .. })
+                    | Some(HostAction::Void { end: End::StartFailed | End::Refused, .. })
+            ) {
+                memory.trouble.clear();
+            }
+        } else {
+            if memory.trouble.is_empty() {
+                memory.trouble_since = now;
+            }
+            memory.trouble = done.trouble.chars().take(1_000).collect();
+            memory.retry_at = now + RETRY;
+        }
+    }
+
+    fn reported(&mut self, reported: Reported) {
+        self.reporting = false;
+        if reported.failed {
+            self.report_after = self.context.now() + 1_000;
+        }
+        for (uid, status, version) in reported.domains {
+            if let Some(known) = self.orders.as_mut().and_then(|o| o.get_mut(&uid)) {
+                known.order.status = Some(status);
+                known.acknowledged = known.acknowledged.max(version);
+            }
+        }
+        if reported.host.is_some() {
+            self.host_status = reported.host;
+        }
+    }
+
+    fn begin_inspection(&mut self, observed: &Observed, now: u64) {
+        if self.inspecting || now.saturating_sub(self.inspected_at) < INSPECT {
+            return;
+        }
+        let running: Vec<(String, bool)> = observed
+            .live
+            .iter()
+            .flatten()
+            .filter(|(_, d)| d.epoch > 0 && d.state == LiveState::Running)
+            .filter_map(|(uid, _)| {
+                let order = observed.order(uid)?;
+                Some((uid.clone(), order.spec.machine.lock.is_some()))
+            })
+            .collect();
+        self.inspected_at = now;
+        self.inspecting = true;
+        let call = inspect(Arc::clone(&self.context), running);
+        self.tasks.spawn(async move { News::Inspected(call.await) });
+    }
+
+    /// Arms before it is reported; disarms only after the status has said so.
+    fn host_tasks(&mut self, spec: &HostAgentSpec) {
+        let armed = locked(&self.context.armed).clone();
+        let storages: Vec<String> = spec.storages.iter().map(|s| s.name.clone()).collect();
+        let said = self.host_status.as_ref().is_some_and(|s| !s.armed);
+        let arm = spec.arm && armed.is_none();
+        let disarm = !spec.arm && armed.is_some() && said;
+        if self.arming || !(arm || disarm) {
+            return;
+        }
+        self.arming = true;
+        let context = Arc::clone(&self.context);
+        let timings = spec.self_fence.clone();
+        self.tasks.spawn(async move {
+            let watchdog = &context.ports.watchdog;
+            let result = if arm {
+                timed("arm", "watchdog", 10, watchdog.arm(&timings, &storages)).await
+            } else {
+                timed("disarm", "watchdog", 10, watchdog.disarm()).await
+            };
+            match result {
+                Ok(()) => *locked(&context.armed) = arm.then_some(timings),
+                Err(error) => {
+                    tracing::warn!(%error, "the watchdog");
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+            }
+            News::Armed
+        });
+    }
+
+    fn begin_report(&mut self, observed: &Observed, spec: &HostAgentSpec, now: u64) {
+        if self.reporting || now < self.report_after {
+            return;
+        }
+        let mut wanted = Report::default();
+        for (uid, known) in self.orders.iter().flatten() {
+            if let Some(status) = status_of(observed, uid, now)
+                && known.order.status.as_ref() != Some(&status)
+            {
+                wanted.domains.push((uid.clone(), status));
+            }
+        }
+        wanted.host = self.host_status(observed, spec);
+        if wanted.host.is_none() && wanted.domains.is_empty() {
+            return;
+        }
+        self.reporting = true;
+        let call = report(Arc::clone(&self.context), wanted);
+        self.tasks.spawn(async move { News::Reported(Box::new(call.await)) });
+    }
+
+    /// The host's status, if it differs from what was last acknowledged.
+    fn host_status(&mut self, o: &Observed, spec: &HostAgentSpec) -> Option<HostAgentStatus> {
+        let last = self.host_status.clone()?;
+        // The first word must be an inventory: none without a list of orders.
+        o.orders.as_ref()?;
+        let facts = locked(&self.context.facts).clone();
+        if let Some(live) = &o.live {
+            self.inventory = live.values().filter(|d| !is_ordered(o, d)).map(item).collect();
+        }
+        let armed = locked(&self.context.armed).clone();
+        let mut problems = facts.problems;
+        if o.journal.is_none() {
+            problems.push("the journal can't be used: no VM is started here".into());
+        }
+        if o.suspended {
+            problems.push(
+                "this boot is certified dead while it runs: its VMs are suspended; reboot the host"
+                    .into(),
+            );
+        }
+        problems.truncate(32);
+        let mut status = HostAgentStatus {
+            host_uid: o.host_uid.clone(),
+            boot_id: o.boot_id.clone(),
+            report: last.report,
+            version: self.context.config.version.clone(),
+            cpu: facts.cpu,
+            memory_mib: facts.memory_mib,
+            hypervisors: facts.hypervisors,
+            inventory: self.inventory.clone(),
+            storages: o.storages.clone(),
+            lock_ready: self.lock,
+            lock: o.lock,
+            armed: spec.arm && armed.is_some(),
+            self_fence: armed.filter(|_| spec.arm),
+            watchdog: facts.watchdog,
+            hook_ready: self.hook,
+            hypervisor_ready: o.live.is_some(),
+            going_down: self.going_down(o),
+            lineage: last.lineage.clone(),
+            problems,
+        };
+        if last.report == 0 || last.boot_id != status.boot_id || last.inventory != status.inventory
+        {
+            status.report = last.report + 1;
+        }
+        (status != last).then_some(status)
+    }
+
+    fn going_down(&self, o: &Observed) -> Option<GoingDown> {
+        let going = self.context.ports.machine.going_down()?;
+        Some(if nothing_runs(o) { GoingDown::Down } else { going })
+    }
+
+    /// Lets the machine go down once nothing of ours runs and the API knows it.
+    fn go_down(&mut self, o: &Observed) {
+        let said = self.host_status.as_ref().is_some_and(|s| s.going_down == Some(GoingDown::Down));
+        let reported = self.orders.iter().flatten().all(|(_, known)| {
+            known
+                .order
+                .status
+                .as_ref()
+                .is_none_or(|s| s.released || s.state == DomainState::Pending)
+        });
+        if self.context.ports.machine.going_down().is_none() {
+            self.allowed_down = false;
+        } else if !self.allowed_down && said && reported && nothing_runs(o) {
+            self.allowed_down = true;
+            self.context.ports.machine.allow_down();
+        }
+    }
+}
+
+fn known(domain: Domain) -> (String, Known) {
+    let version = domain.metadata.resource_version.as_deref().and_then(|v| v.parse().ok());
+    let order = Order {
+        object_uid: domain.metadata.uid.unwrap_or_default(),
+        spec: domain.spec,
+        status: domain.status,
+    };
+    let uid = order.spec.vm.uid.clone();
+    (uid, Known { order, acknowledged: version.unwrap_or(0) })
+}
+
+/// Whether a Domain's status speaks, or will speak, of this live domain.
+fn is_ordered(o: &Observed, live: &LiveDomain) -> bool {
+    o.order(&live.uuid)
+        .is_some_and(|order| order.spec.epoch == live.epoch && order.spec.boot_id == o.boot_id)
+}
+
+fn item(live: &LiveDomain) -> InventoryItem {
+    InventoryItem {
+        name: live.name.clone(),
+        uuid: live.uuid.clone(),
+        epoch: live.epoch,
+        running: live.state == LiveState::Running,
+        cpu_milli: None,
+        memory_mib: None,
+    }
+}
+
+/// Whether no VM of ours is left here: listed, launched, or about to be.
+fn nothing_runs(o: &Observed) -> bool {
+    let (Some(live), Some(journal)) = (&o.live, &o.journal) else { return false };
+    live.values().all(|d| d.epoch == 0)
+        && journal.vms.values().all(|vm| !vm.launched || vm.released)
+        && o.memory.values().all(|m| m.busy.is_none())
+}

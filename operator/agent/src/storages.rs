@@ -1,0 +1,95 @@
+//! Keeps the host's storages mounted and checked, and reads the beats on them.
+//! Each has a task of its own, so that one that hangs blocks no other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use stockade_crds::v1alpha1::{AgentStorage, StorageReport};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::context::{Context, locked, timed};
+
+/// Rounds of beats between two checks of a storage that is ready.
+const CHECK_EVERY: u32 = 5;
+
+/// Follows HostAgent.spec, for ever.
+pub(crate) async fn run(context: Arc<Context>) {
+    let mut tasks = JoinSet::new();
+    let mut keepers: BTreeMap<String, (AgentStorage, AbortHandle)> = BTreeMap::new();
+    let mut beating: Option<(Vec<String>, i32, i64)> = None;
+    loop {
+        while tasks.try_join_next().is_some() {}
+        if let Some(spec) = context.joined_spec() {
+            keepers.retain(|name, (storage, task)| {
+                let kept = spec.storages.contains(storage);
+                if !kept {
+                    task.abort();
+                    locked(&context.storages).remove(name);
+                    locked(&context.beats).remove(name);
+                }
+                kept
+            });
+            for storage in &spec.storages {
+                if !keepers.contains_key(&storage.name) {
+                    let task = tasks.spawn(keep(Arc::clone(&context), storage.clone()));
+                    keepers.insert(storage.name.clone(), (storage.clone(), task));
+                }
+            }
+            let ready: Vec<String> = locked(&context.storages)
+                .values()
+                .filter(|s| s.ready)
+                .map(|s| s.name.clone())
+                .collect();
+            let lineage = spec.lineage.as_ref().map_or(0, |l| l.counter);
+            let wanted = (ready, spec.heartbeat_seconds.max(1), lineage);
+            // A storage that hangs for a moment goes on beating as soon as it can: only
+            // what the spec no longer names stops.
+            let first_time = beating.as_ref().is_none_or(|b| {
+                b.1 != wanted.1
+                    || b.2 != wanted.2
+                    || wanted.0.iter().any(|s| !b.0.contains(s))
+                    || b.0.iter().any(|s| !spec.storages.iter().any(|n| n.name == *s))
+            });
+            if first_time && !wanted.0.is_empty() {
+                let call = context.ports.storage.keep_beating(&wanted.0, wanted.1, wanted.2);
+                match timed("keep beating", "storages", 10, call).await {
+                    Ok(()) => beating = Some(wanted),
+                    Err(error) => tracing::warn!(%error, "the storage beat does not run"),
+                }
+            }
+        }
+        context.ports.clock.sleep(250).await;
+    }
+}
+
+async fn keep(context: Arc<Context>, storage: AgentStorage) {
+    let mut round = 0_u32;
+    let mut ready = false;
+    loop {
+        if !ready || round.is_multiple_of(CHECK_EVERY) {
+            let call = async { Ok(context.ports.storage.ensure(&storage).await) };
+            let report = timed("check", &storage.name, 15, call).await.unwrap_or_else(|error| {
+                let message = error.to_string();
+                StorageReport { name: storage.name.clone(), ready: false, message }
+            });
+            ready = report.ready;
+            let before = locked(&context.storages).insert(storage.name.clone(), report.clone());
+            if before.as_ref() != Some(&report) {
+                context.wake.notify_one();
+            }
+        }
+        if ready {
+            let call = context.ports.storage.beats(&storage.name);
+            match timed("read beats", &storage.name, 5, call).await {
+                Ok(beats) => {
+                    locked(&context.beats).insert(storage.name.clone(), beats);
+                }
+                Err(error) => tracing::warn!(%error, storage = storage.name, "beats unread"),
+            }
+        }
+        round = round.wrapping_add(1);
+        let seconds = context.joined_spec().map_or(2, |s| s.heartbeat_seconds.max(1));
+        let wait = if ready { u64::try_from(seconds).unwrap_or(2) * 1_000 } else { 1_000 };
+        context.ports.clock.sleep(wait).await;
+    }
+}
