@@ -473,3 +473,43 @@ fn every_scenario_file_of_the_project_is_read() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(names.len() >= 40, "only {} scenarios", names.len());
 }
+
+/// The texts of all scenario files of the project, and the two above.
+pub(in crate::scenario) fn all_texts() -> Vec<String> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/scenarios");
+    let mut paths: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    paths.sort();
+    let files = paths.iter().map(|path| std::fs::read_to_string(path).unwrap());
+    [EXAMPLE, EVERYTHING].map(str::to_owned).into_iter().chain(files).collect()
+}
+
+#[test]
+fn no_key_of_any_scenario_is_ignored_when_it_is_misspelled() {
+    // Keys below these are the user's own.
+    let free = ["labels:", "plugs:", "patch:", "received:", "metadata:", "spec:", "apiVersion:"];
+    let mut tried = 0;
+    for text in all_texts() {
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            let skip = free.iter().any(|f| line.contains(f))
+                || line.trim_start().starts_with("name: ")
+                || line.trim_start().starts_with("about: ")
+                || line.trim_start().starts_with("kind: ");
+            for (at, _) in line.match_indices(": ").filter(|_| !skip) {
+                let is_key = line[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+                if is_key && !line[..at].contains('"') {
+                    let mut wrong = text.clone();
+                    wrong.insert_str(start + at, "zz");
+                    assert!(parse(&wrong, "t.yaml", None).is_err(), "accepted: {line}");
+                    tried += 1;
+                }
+            }
+            start += line.len();
+        }
+    }
+    assert!(tried > 500, "only {tried} keys tried");
+}

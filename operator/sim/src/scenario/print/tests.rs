@@ -21,3 +21,15 @@ fn strings_that_look_like_something_else_are_quoted() {
     assert!(printed.contains("name: \"on\""), "{printed}");
     assert!(printed.contains("{name: \"101\"}"), "{printed}");
 }
+
+#[test]
+fn every_scenario_of_the_project_survives_printing() {
+    for text in super::super::parse::tests::all_texts() {
+        for read in parse(&text, "t.yaml", None).unwrap() {
+            let printed = super::scenario(&read);
+            let again =
+                parse(&printed, "t.yaml", None).unwrap_or_else(|e| panic!("{printed}\n{e}"));
+            assert_eq!(again[0], read, "{printed}");
+        }
+    }
+}
