@@ -8,6 +8,7 @@
 
 mod audit;
 mod binaries;
+mod charts;
 mod identity;
 mod nest;
 mod shared;
@@ -28,6 +29,7 @@ use tokio::time::{Instant, sleep};
 
 pub use self::audit::{Mark, Write};
 pub use self::binaries::Binaries;
+pub use self::charts::SYSTEM_NAMESPACE;
 use self::identity::Authority;
 use self::nest::Nest;
 pub use self::shared::{shared, with_control_plane};
@@ -375,14 +377,17 @@ impl ControlPlane {
     /// # Errors
     /// When it can't be run at all.
     pub fn kubectl_as(&self, kubeconfig: &Path, args: &[&str]) -> Result<Output, Error> {
-        Command::new(self.binaries.kubectl()?)
+        self.kubectl_command(kubeconfig)?.args(args).output().map_err(Error::io("run kubectl"))
+    }
+
+    fn kubectl_command(&self, kubeconfig: &Path) -> Result<Command, Error> {
+        let mut command = Command::new(self.binaries.kubectl()?);
+        command
             .env("KUBECONFIG", kubeconfig)
             // No cache of discovery: it would stay in the user's home.
             .env("KUBECACHEDIR", self.dir().join("kubectl-cache"))
-            .current_dir(self.dir())
-            .args(args)
-            .output()
-            .map_err(Error::io("run kubectl"))
+            .current_dir(self.dir());
+        Ok(command)
     }
 
     /// A point in the audit log, to count from.

@@ -1,0 +1,220 @@
+//! The charts, as rendered and applied: who gets which rights, and what admission keeps.
+
+use std::time::Duration;
+
+use stockade_e2e::control_plane::{ControlPlane, Options, SYSTEM_NAMESPACE};
+
+const CONTROLLER: &str = "system:serviceaccount:stockade-system:stockade-controller";
+const AGENT_A: [&str; 3] =
+    ["--as=stockade:host:a", "--as-group=stockade:hosts", "--as-group=system:authenticated"];
+
+/// One kubectl call by somebody: what it said, and whether it was obeyed.
+fn call(plane: &ControlPlane, who: &[&str], args: &[&str], input: &str) -> Result<String, String> {
+    plane.kubectl_stdin(&[who, args].concat(), input).map_err(|error| error.to_string())
+}
+
+fn host_namespace(plane: &ControlPlane, controller: &[&str], host: &str) {
+    let namespace = format!("stockade-host-{host}");
+    let user = format!("--user=stockade:host:{host}");
+    call(plane, controller, &["create", "namespace", &namespace], "").expect("namespace");
+    let role = ["create", "rolebinding", "agent", "--clusterrole=stockade-agent", "-n", &namespace];
+    call(plane, controller, &[&role[..], &[&user]].concat(), "").expect("the agent's binding");
+}
+
+fn lease(name: &str, host: &str) -> String {
+    format!(
+        "apiVersion: coordination.k8s.io/v1\nkind: Lease\n\
+         metadata: {{name: {name}, namespace: stockade-host-{host}}}\n"
+    )
+}
+
+fn fence(by: &str) -> String {
+    format!(
+        "apiVersion: stockade.dev/v1alpha1\nkind: HostFence\nmetadata: {{name: a-1}}\n\
+         spec: {{host: a, hostUid: u-1, bootId: b-1, reason: test, \
+         confirmation: {{reason: saw it unplugged, by: {by}}}}}\n"
+    )
+}
+
+fn host_agent(namespace: &str) -> String {
+    format!(
+        "apiVersion: stockade.dev/v1alpha1\nkind: HostAgent\n\
+         metadata: {{name: agent, namespace: {namespace}}}\nspec: {{}}\n"
+    )
+}
+
+#[tokio::test]
+async fn nobody_has_more_rights_than_the_charts_give() {
+    let plane = ControlPlane::start(Options::default()).await.expect("control plane");
+    plane.install_charts().await.expect("charts");
+    plane.install_charts().await.expect("charts, a second time");
+    let account = "--as-group=system:serviceaccounts:stockade-system";
+    let as_user = format!("--as={CONTROLLER}");
+    let controller = [as_user.as_str(), account, "--as-group=system:authenticated"];
+    plane.kubectl(&["get", "availabilitypolicy", "default"]).expect("the default policy");
+
+    // Policies are compiled and watched in the background: wait until the first one bites.
+    let mut tries = 0;
+    while call(&plane, &controller, &["create", "namespace", "elsewhere"], "").is_ok() {
+        plane.kubectl(&["delete", "namespace", "elsewhere", "--wait=false"]).expect("delete");
+        tries += 1;
+        assert!(tries < 100, "the admission policies never took hold");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+
+    host_namespace(&plane, &controller, "a");
+    host_namespace(&plane, &controller, "b");
+    let setup: &[&str] = &[];
+    let apply = ["create", "-f", "-"];
+
+    // What must work.
+    call(&plane, &controller, &apply, &host_agent("stockade-host-a")).expect("an order");
+    call(&plane, &AGENT_A, &apply, &lease("agent", "a")).expect("the agent's Lease");
+    let patch = ["patch", "hostagent", "agent", "-n", "stockade-host-a", "--type=merge", "-p"];
+    let status = [&patch[..], &[r#"{"status":{"observedGeneration":1}}"#, "--subresource=status"]];
+    call(&plane, &AGENT_A, &status.concat(), "").expect("the agent's status");
+
+    // What must not: each with a word of the refusal.
+    let spec = [&patch[..], &[r#"{"spec":{}}"#]].concat();
+    let b = ["-n", "stockade-host-b"];
+    let bind = |role| {
+        let role: &'static str = role;
+        let to = ["--user=y", "-n", "stockade-host-a", "--clusterrole"];
+        [&["create", "rolebinding", "x"][..], &to, &[role]].concat()
+    };
+    let refused: Vec<(&str, &[&str], Vec<&str>, String, &str)> = vec![
+        ("a Lease of another name", &AGENT_A, apply.into(), lease("other", "a"), "named agent"),
+        ("another host's Lease", &AGENT_A, apply.into(), lease("agent", "b"), "forbidden"),
+        ("its own order", &AGENT_A, spec, String::new(), "cannot patch"),
+        ("a new order", &AGENT_A, apply.into(), host_agent("stockade-host-a"), "cannot create"),
+        (
+            "another's orders",
+            &AGENT_A,
+            [&["get", "domains"], &b[..]].concat(),
+            String::new(),
+            "cannot list",
+        ),
+        (
+            "another's secrets",
+            &AGENT_A,
+            [&["get", "secrets"], &b[..]].concat(),
+            String::new(),
+            "cannot list",
+        ),
+        ("all Domains", &AGENT_A, vec!["get", "domains", "-A"], String::new(), "cannot list"),
+        ("users' VMs", &AGENT_A, vec!["get", "svm", "-A"], String::new(), "cannot list"),
+        ("hosts", &AGENT_A, vec!["get", "shost"], String::new(), "cannot list"),
+        (
+            "an Event",
+            &AGENT_A,
+            vec!["create", "configmap", "x", "-n", "stockade-host-a"],
+            String::new(),
+            "cannot create",
+        ),
+        (
+            "its Lease's end",
+            &AGENT_A,
+            vec!["delete", "lease", "agent", "-n", "stockade-host-a"],
+            String::new(),
+            "cannot delete",
+        ),
+        (
+            "an order by an administrator",
+            setup,
+            apply.into(),
+            host_agent("stockade-host-b"),
+            "VirtualMachine",
+        ),
+        (
+            "an order's end by an administrator",
+            setup,
+            vec!["delete", "hostagent", "agent", "-n", "stockade-host-a"],
+            String::new(),
+            "VirtualMachine",
+        ),
+        (
+            "a host's namespace",
+            setup,
+            vec!["delete", "namespace", "stockade-host-a"],
+            String::new(),
+            "delete the Host",
+        ),
+        (
+            "a host's Lease",
+            setup,
+            vec!["delete", "lease", "agent", "-n", "stockade-host-a"],
+            String::new(),
+            "delete the Host",
+        ),
+        ("another's word", setup, apply.into(), fence("somebody"), "your own user name"),
+        (
+            "a foreign namespace",
+            &controller,
+            vec!["create", "namespace", "other"],
+            String::new(),
+            "hosts only",
+        ),
+        ("cluster-admin", &controller, bind("cluster-admin"), String::new(), "forbidden"),
+        ("an empty role", &controller, bind("admin"), String::new(), "roles of hosts only"),
+        ("all secrets", &controller, vec!["get", "secrets", "-A"], String::new(), "cannot list"),
+        ("the agent's status", &controller, status.concat(), String::new(), "cannot patch"),
+        (
+            "a VM",
+            &controller,
+            vec!["delete", "svm", "x", "-n", "default"],
+            String::new(),
+            "cannot delete",
+        ),
+    ];
+    for (what, who, args, input, word) in refused {
+        let answer = call(&plane, who, &args, &input);
+        let error = answer.expect_err(what);
+        assert!(error.contains(word), "{what}: {error}");
+    }
+
+    // A human's word: by whoever holds the right, in their own name, and for good.
+    call(&plane, setup, &apply, &fence("stockade:setup")).expect("a word");
+    let unsay = r#"{"spec":{"confirmation":null}}"#;
+    let taken_back = ["patch", "hostfence", "a-1", "--type=merge", "-p", unsay];
+    let error = call(&plane, setup, &taken_back, "").expect_err("taken back");
+    assert!(error.contains("taken back"), "{error}");
+    let error = call(&plane, setup, &["delete", "hostfence", "a-1"], "").expect_err("certificate");
+    assert!(error.contains("certificate"), "{error}");
+}
+
+#[tokio::test]
+async fn values_are_checked_and_kinds_are_kept() {
+    let plane = ControlPlane::start(Options::default()).await.expect("control plane");
+    let error = plane.render_chart("stockade", &["--set", "replica=1"]).expect_err("a wrong key");
+    assert!(error.to_string().contains("replica"), "{error}");
+    let kept = plane.render_chart("stockade-crds", &[]).expect("render");
+    let kinds = kept.matches("kind: CustomResourceDefinition").count();
+    assert_eq!(kinds, stockade_crds::all_crds().len());
+    assert_eq!(kept.matches("helm.sh/resource-policy: keep").count(), kinds);
+    let loose = plane.render_chart("stockade-crds", &["--set", "keep=false"]).expect("render");
+    assert!(!loose.contains("resource-policy"));
+    let rest = plane.render_chart("stockade", &[]).expect("render");
+    assert!(!rest.contains("cluster-admin"), "nobody is cluster-admin");
+
+    // helm itself installs, upgrades and uninstalls them; objects of our kinds outlive that.
+    let helm = |args: &[&str]| {
+        let output = std::process::Command::new(plane.binaries().helm().expect("helm"))
+            .env("KUBECONFIG", plane.setup_kubeconfig().expect("kubeconfig"))
+            .env("HOME", plane.dir())
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../charts"))
+            .args(args)
+            .args(["--namespace", SYSTEM_NAMESPACE])
+            .output()
+            .expect("helm runs");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    helm(&["install", "stockade-crds", "./stockade-crds", "--create-namespace"]);
+    plane
+        .kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
+        .expect("established");
+    helm(&["install", "stockade", "./stockade"]);
+    helm(&["upgrade", "stockade", "./stockade", "--set", "replicas=3"]);
+    helm(&["uninstall", "stockade"]);
+    helm(&["uninstall", "stockade-crds"]);
+    plane.kubectl(&["get", "crd", "virtualmachines.stockade.dev"]).expect("the kinds are kept");
+}
