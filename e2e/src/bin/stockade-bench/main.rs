@@ -1,0 +1,56 @@
+//! `./dev bench [row…]`: figures of our own beside those of a peer, measured in
+//! the same run on the same machine. A JSON line a figure on stdout.
+
+mod pacemaker;
+mod plan;
+mod report;
+
+use std::process::ExitCode;
+
+/// Rows by name, and what measures them.
+const ROWS: [(&str, fn(&Options) -> Result<(), report::Error>); 1] = [("plan", plan::run)];
+
+/// What the command line asks for.
+struct Options {
+    /// Measure the peer too.
+    peer: bool,
+}
+
+const HELP: &str = "usage: stockade-bench [--no-peer] [row…]
+rows: plan (planning the failover of a lost host; tight packing)
+--no-peer leaves the peer out; the row `plan` needs about two minutes with it";
+
+fn main() -> ExitCode {
+    let mut rows = Vec::new();
+    let mut options = Options { peer: true };
+    for word in std::env::args().skip(1) {
+        match word.as_str() {
+            "--no-peer" => options.peer = false,
+            // No row here needs hosts or a cluster.
+            "--simulated" => {}
+            "-h" | "--help" => {
+                println!("{HELP}");
+                return ExitCode::SUCCESS;
+            }
+            _ => rows.push(word),
+        }
+    }
+    for row in &rows {
+        if !ROWS.iter().any(|(name, _)| name == row) {
+            let known: Vec<&str> = ROWS.iter().map(|(name, _)| *name).collect();
+            eprintln!("bench: there is no row {row} yet; there is: {}", known.join(", "));
+            return ExitCode::from(2);
+        }
+    }
+    report::warn_if_busy();
+    for (name, run) in ROWS {
+        if !rows.is_empty() && !rows.iter().any(|row| row == name) {
+            continue;
+        }
+        if let Err(error) = run(&options) {
+            eprintln!("bench: {name}: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
