@@ -462,6 +462,10 @@ pub struct VirtualMachineStatus {
     /// A Manual VM was started (true) or stopped (false) by request.
     #[serde(default)]
     pub manual_run: bool,
+    /// Its guest shut down by itself under RerunOnFailure: it stays stopped until a start
+    /// is requested or the spec changes the run policy.
+    #[serde(default)]
+    pub completed: bool,
     /// The host that a user's last move chose; failback off keeps the VM there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_to: Option<String>,

@@ -10,5 +10,12 @@
 //! decision can be replayed from a log and tried a thousand times a second.
 
 pub mod agent;
+pub mod gate;
+pub mod ha;
+pub mod hosts;
 pub mod placement;
+pub mod plan;
+pub mod planner;
 pub mod render;
+pub mod vm;
+pub mod world;

@@ -1,0 +1,232 @@
+//! Signs of life, and how long each path has been silent (safety §7).
+//!
+//! A beat counts by change, on the reader's monotonic clock; what it says of
+//! time is ignored. Silence counts only while the observer itself is well: a
+//! stretch of silence begins at the last change or at the moment since which
+//! the observer has been well without a break, whichever is later.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::world::Millis;
+
+/// The beats of one storage, as one host reports them: host uid → boot and counter.
+pub type SeenBeats = BTreeMap<String, SeenBeat>;
+
+/// A beat as its reader reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SeenBeat {
+    /// The boot that beats.
+    pub boot: String,
+    /// Rises with each beat.
+    pub counter: u64,
+}
+
+/// A heartbeat Lease as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseBeat {
+    /// The host's uid.
+    pub host_uid: String,
+    /// The boot that renews.
+    pub boot_id: String,
+    /// resourceVersion: a change is a beat.
+    pub version: String,
+    /// By storage.
+    pub beats: BTreeMap<String, SeenBeats>,
+}
+
+/// What is known of one host's life.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// The last Lease.
+    pub lease: LeaseBeat,
+    /// How often it was seen to change: the first sight may be of a dead host's Lease.
+    pub lease_changes: u32,
+    /// When the Lease last changed.
+    pub lease_at: Option<Millis>,
+    /// Since when it has beaten without a break longer than the limit.
+    pub lease_fresh_since: Option<Millis>,
+    /// By storage: the last beat anyone saw, and when it changed.
+    pub storage: BTreeMap<String, (SeenBeat, Millis)>,
+    /// By storage: since when this host has seen its own beat there come back without a break.
+    pub own_fresh: BTreeMap<String, OwnEcho>,
+    /// When a boot was first seen.
+    pub boots: BTreeMap<String, Millis>,
+}
+
+/// A host's own beat on a storage, as it reports it itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnEcho {
+    /// Its counter.
+    pub counter: u64,
+    /// When that last rose.
+    pub at: Millis,
+    /// Since when without a break.
+    pub since: Millis,
+}
+
+/// Every host's life, and the observer's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lives {
+    /// By host name.
+    pub hosts: BTreeMap<String, Life>,
+    /// When the observer's own beat last came back by the watch.
+    pub echo_at: Option<Millis>,
+    /// Since when it has come back without a break longer than the limit.
+    pub echo_since: Option<Millis>,
+    /// A gap longer than this is a break.
+    pub limit: Millis,
+}
+
+impl Lives {
+    /// Notes the observer's own beat, come back by the watch.
+    pub fn echo(&mut self, now: Millis) {
+        let broken = self.echo_at.is_none_or(|at| now.saturating_sub(at) > self.limit);
+        if broken {
+            self.echo_since = Some(now);
+        }
+        self.echo_at = Some(now);
+    }
+
+    /// Whether the observer reads the API fresh.
+    #[must_use]
+    pub fn api_fresh(&self, now: Millis) -> bool {
+        self.echo_at.is_some_and(|at| now.saturating_sub(at) <= self.limit)
+    }
+
+    /// Notes a heartbeat Lease. The same version twice is no beat.
+    pub fn lease(&mut self, host: &str, beat: LeaseBeat, now: Millis) {
+        let limit = self.limit;
+        let life = self.hosts.entry(host.to_owned()).or_default();
+        if life.lease.version == beat.version {
+            return;
+        }
+        let first = life.lease_at.is_none();
+        life.lease_changes = life.lease_changes.saturating_add(1);
+        let broken = life.lease_at.is_none_or(|at| now.saturating_sub(at) > limit);
+        if broken || life.lease.boot_id != beat.boot_id {
+            life.lease_fresh_since = Some(now);
+        }
+        // A Lease that was there before this observer came is no beat that it saw.
+        life.lease_at = Some(now);
+        if !first || !beat.boot_id.is_empty() {
+            life.boots.entry(beat.boot_id.clone()).or_insert(now);
+        }
+        for (storage, seen) in &beat.beats {
+            if let Some(own) = seen.get(&beat.host_uid) {
+                let echo = life.own_fresh.entry(storage.clone()).or_insert_with(|| OwnEcho {
+                    counter: own.counter,
+                    at: now,
+                    since: now,
+                });
+                if own.counter != echo.counter {
+                    if now.saturating_sub(echo.at) > limit {
+                        echo.since = now;
+                    }
+                    echo.counter = own.counter;
+                    echo.at = now;
+                }
+            }
+        }
+        let uids: BTreeMap<String, String> = self
+            .hosts
+            .iter()
+            .map(|(name, life)| (life.lease.host_uid.clone(), name.clone()))
+            .chain([(beat.host_uid.clone(), host.to_owned())])
+            .collect();
+        for (storage, seen) in &beat.beats {
+            for (uid, seen_beat) in seen {
+                let Some(target) = uids.get(uid) else { continue };
+                let life = self.hosts.entry(target.clone()).or_default();
+                match life.storage.get_mut(storage) {
+                    None => {
+                        life.storage.insert(storage.clone(), (seen_beat.clone(), now));
+                        life.boots.entry(seen_beat.boot.clone()).or_insert(now);
+                    }
+                    Some((known, at)) => {
+                        let newer = if known.boot == seen_beat.boot {
+                            seen_beat.counter > known.counter
+                        } else {
+                            // Another boot is news only if it was not seen before: a late
+                            // reader may still report the old one.
+                            !life.boots.contains_key(&seen_beat.boot)
+                                || life.lease.boot_id == seen_beat.boot
+                        };
+                        if newer {
+                            life.boots.entry(seen_beat.boot.clone()).or_insert(now);
+                            *known = seen_beat.clone();
+                            *at = now;
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(life) = self.hosts.get_mut(host) {
+            life.lease = beat;
+        }
+    }
+
+    /// Milliseconds that a host has been silent to the API, for an observer who was well.
+    #[must_use]
+    pub fn api_silence(&self, host: &str, now: Millis, need_health: bool) -> Millis {
+        let last = self.hosts.get(host).and_then(|l| l.lease_at);
+        let since = if need_health {
+            if !self.api_fresh(now) {
+                return 0;
+            }
+            last.max(self.echo_since)
+        } else {
+            last
+        };
+        since.map_or(0, |s| now.saturating_sub(s))
+    }
+
+    /// Milliseconds that a host has been silent on a storage; `None` if nobody who is
+    /// well looks, or if it never beat there.
+    #[must_use]
+    pub fn storage_silence(
+        &self,
+        host: &str,
+        storage: &str,
+        now: Millis,
+        need_health: bool,
+    ) -> Option<(Millis, String)> {
+        let (_, last) = self.hosts.get(host)?.storage.get(storage)?;
+        if !need_health {
+            return Some((now.saturating_sub(*last), "controller".to_owned()));
+        }
+        if !self.api_fresh(now) {
+            return None;
+        }
+        self.hosts
+            .iter()
+            .filter(|(name, _)| name.as_str() != host)
+            .filter_map(|(name, life)| {
+                let echo = life.own_fresh.get(storage)?;
+                let lease_at = life.lease_at?;
+                let well = now.saturating_sub(lease_at) <= self.limit
+                    && now.saturating_sub(echo.at) <= self.limit * 2;
+                let since = (*last)
+                    .max(echo.since)
+                    .max(life.lease_fresh_since.unwrap_or(now))
+                    .max(self.echo_since.unwrap_or(now));
+                well.then(|| (now.saturating_sub(since), name.clone()))
+            })
+            .max()
+    }
+
+    /// The last moment at which this boot was seen to live, on any path.
+    #[must_use]
+    pub fn last_life(&self, host: &str, boot_id: &str) -> Option<Millis> {
+        let life = self.hosts.get(host)?;
+        let lease = (life.lease.boot_id == boot_id).then_some(life.lease_at).flatten();
+        life.storage
+            .values()
+            .filter(|(beat, _)| beat.boot == boot_id)
+            .map(|(_, at)| *at)
+            .chain(lease)
+            .max()
+    }
+}

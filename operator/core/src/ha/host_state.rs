@@ -1,0 +1,257 @@
+//! What is true of each host now, and the word for it.
+//!
+//! ```text
+//! Joining ─first report─► Ready ⇄ Cordoned ⇄ Maintenance          (the user's mode)
+//! Ready ─missed beats─► Suspect ─both paths silent─► Lost ─► Fencing ─proof─► Fenced
+//!                          │ storage beats                    │ no proof to be had
+//!                          ▼                                  ▼
+//!                       Isolated                         AwaitingProof
+//! Ready ─init says so─► ShuttingDown ─all released─► Stopped
+//! any silent state ─it beats again─► Ready (…);  Fenced ─a new boot beats─► Ready
+//! ```
+//! The state is computed from evidence each time; nothing remembers it.
+
+use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, ProofKind};
+
+use super::evidence::Life;
+use crate::world::{Millis, World};
+
+/// What is true of one host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Its name.
+    pub name: String,
+    /// Its uid, once it has reported.
+    pub uid: String,
+    /// The boot that beat last.
+    pub boot: String,
+    /// Silence to the API.
+    pub api_silence: Millis,
+    /// Shortest silence on a storage; `None`: no such path, or nobody who is well looks.
+    pub storage_silence: Option<Millis>,
+    /// Evidence for people: path, silence, observer.
+    pub evidence: Vec<(String, Millis, String)>,
+    /// It beats to the API.
+    pub alive: bool,
+    /// Silent on every path beyond `suspectSeconds`.
+    pub silent_all: bool,
+    /// Since when every path is silent; `None`: some path is not.
+    pub silent_since: Option<Millis>,
+    /// It said that it goes down.
+    pub going_down: Option<GoingDown>,
+    /// It said that everything is released and that this boot is over.
+    pub went_down_cleanly: bool,
+    /// The proof that stands against its last boot.
+    pub proof: Option<ProofKind>,
+    /// VMs have unsettled epochs in this boot.
+    pub needed: bool,
+    /// The word.
+    pub state: HostState,
+    /// Why it takes no VM; `None`: it takes them.
+    pub refuses: Option<String>,
+}
+
+/// What is true of every host, by name.
+#[must_use]
+pub fn assess(world: &World) -> Vec<HostFacts> {
+    let policy = world.policy_spec();
+    let heartbeat = seconds(policy.heartbeat_seconds);
+    let suspect = seconds(policy.suspect_seconds);
+    let act = seconds(policy.act_seconds);
+    world
+        .hosts
+        .iter()
+        .map(|(name, host)| {
+            let agent = world.agents.get(name);
+            let report = agent.and_then(|a| a.status.as_ref());
+            let life = world.lives.hosts.get(name);
+            let uid = host
+                .status
+                .as_ref()
+                .and_then(|s| s.host_uid.clone())
+                .or_else(|| report.map(|r| r.host_uid.clone()))
+                .unwrap_or_default();
+            let mut facts = HostFacts {
+                name: name.clone(),
+                boot: boot_of(life, report.map(|r| r.boot_id.as_str())),
+                uid,
+                ..HostFacts::default()
+            };
+            paths(world, agent.map(|a| &a.spec), life, &mut facts);
+            let joined = !facts.uid.is_empty() && !facts.boot.is_empty();
+            let health = world.guards.observer_health;
+            let beats = life.is_some_and(|l| l.lease_at.is_some());
+            facts.alive = joined && beats && facts.api_silence < suspect;
+            let both = both_silent(world, &facts);
+            facts.silent_all = joined && both.is_some_and(|s| s >= suspect);
+            facts.silent_since = both
+                .filter(|s| joined && *s > heartbeat + heartbeat / 2 && (world.fresh || !health))
+                .map(|s| world.now.saturating_sub(s));
+            let this_boot = report.filter(|r| r.boot_id == facts.boot);
+            facts.going_down = this_boot.and_then(|r| r.going_down);
+            facts.went_down_cleanly = facts.going_down == Some(GoingDown::Down);
+            facts.proof = world
+                .standing_proof(&facts.uid, &facts.boot)
+                .and_then(|f| f.status.as_ref().and_then(|s| s.proof));
+            facts.needed = world.vms.values().any(|vm| {
+                vm.status.as_ref().is_some_and(|s| {
+                    s.placements.iter().any(|p| {
+                        !p.state.is_settled()
+                            && p.host_uid == facts.uid
+                            && (p.boot_id == facts.boot || !world.guards.boot)
+                    })
+                })
+            });
+            facts.state = state(&facts, host.spec.mode, joined, suspect, act);
+            facts.refuses = refusal(world, &facts, host.spec.mode, this_boot);
+            facts
+        })
+        .collect()
+}
+
+/// Whole seconds of a policy as milliseconds.
+#[must_use]
+pub fn seconds(s: i32) -> Millis {
+    u64::try_from(s).unwrap_or(0) * 1000
+}
+
+fn boot_of(life: Option<&Life>, reported: Option<&str>) -> String {
+    match life {
+        Some(life) if !life.lease.boot_id.is_empty() => life.lease.boot_id.clone(),
+        _ => reported.unwrap_or_default().to_owned(),
+    }
+}
+
+fn paths(
+    world: &World,
+    spec: Option<&stockade_crds::v1alpha1::HostAgentSpec>,
+    life: Option<&Life>,
+    facts: &mut HostFacts,
+) {
+    let health = world.guards.observer_health;
+    facts.api_silence = world.lives.api_silence(&facts.name, world.now, health);
+    facts.evidence.push(("api".to_owned(), facts.api_silence, "controller".to_owned()));
+    let mut shortest = None;
+    let mut unseen = false;
+    for storage in spec.iter().flat_map(|s| &s.storages) {
+        if !life.is_some_and(|l| l.storage.contains_key(&storage.name)) {
+            continue;
+        }
+        match world.lives.storage_silence(&facts.name, &storage.name, world.now, health) {
+            Some((silence, observer)) => {
+                facts.evidence.push((format!("storage/{}", storage.name), silence, observer));
+                shortest = Some(shortest.map_or(silence, |s: Millis| s.min(silence)));
+            }
+            None => unseen = true,
+        }
+    }
+    // A path on which nobody looks may hide a beat: then nothing is known of storage.
+    facts.storage_silence = if unseen { None } else { shortest };
+}
+
+fn both_silent(world: &World, facts: &HostFacts) -> Option<Millis> {
+    match facts.storage_silence {
+        Some(storage) => Some(storage.min(facts.api_silence)),
+        None if !world.guards.second_path => Some(facts.api_silence),
+        None => None,
+    }
+}
+
+fn state(
+    facts: &HostFacts,
+    mode: HostMode,
+    joined: bool,
+    suspect: Millis,
+    act: Millis,
+) -> HostState {
+    if !joined {
+        return HostState::Joining;
+    }
+    if facts.went_down_cleanly {
+        return HostState::Stopped;
+    }
+    if facts.alive && facts.proof.is_none() {
+        return match (facts.going_down, mode) {
+            (Some(_), _) => HostState::ShuttingDown,
+            (None, HostMode::Active) => HostState::Ready,
+            (None, HostMode::Cordoned) => HostState::Cordoned,
+            (None, HostMode::Maintenance) => HostState::Maintenance,
+        };
+    }
+    if facts.proof.is_some() {
+        return HostState::Fenced;
+    }
+    let storage_alive = facts.storage_silence.is_some_and(|s| s < suspect);
+    if storage_alive {
+        return HostState::Isolated;
+    }
+    if mode == HostMode::Maintenance && !facts.needed {
+        return HostState::Maintenance;
+    }
+    if facts.api_silence >= act { HostState::Lost } else { HostState::Suspect }
+}
+
+fn refusal(
+    world: &World,
+    facts: &HostFacts,
+    mode: HostMode,
+    report: Option<&stockade_crds::v1alpha1::HostAgentStatus>,
+) -> Option<String> {
+    let host = world.hosts.get(&facts.name)?;
+    if host.metadata.deletion_timestamp.is_some() {
+        return Some("is being deleted".to_owned());
+    }
+    match world.namespaces.get(&facts.name) {
+        Some(ns) if ns.terminating => {
+            return Some("its namespace is being deleted".to_owned());
+        }
+        Some(ns) if !ns.ours => {
+            return Some("its namespace carries another's label".to_owned());
+        }
+        _ => {}
+    }
+    match facts.state {
+        HostState::Ready => {}
+        HostState::Cordoned => return Some("cordoned".to_owned()),
+        HostState::Maintenance => return Some("in maintenance".to_owned()),
+        HostState::Joining => return Some("has never reported".to_owned()),
+        HostState::ShuttingDown => return Some("is shutting down".to_owned()),
+        HostState::Stopped => return Some("is shut down".to_owned()),
+        HostState::Fenced => return Some("is fenced".to_owned()),
+        HostState::Suspect
+        | HostState::Isolated
+        | HostState::Lost
+        | HostState::Fencing
+        | HostState::AwaitingProof => return Some("does not report".to_owned()),
+    }
+    if mode != HostMode::Active {
+        return Some("is not Active".to_owned());
+    }
+    let Some(report) = report else {
+        return Some("has not reported in this boot".to_owned());
+    };
+    if report.host_uid != facts.uid {
+        return Some(format!(
+            "another machine ({}) reports under this name; give it a Host of its own",
+            report.host_uid
+        ));
+    }
+    if !report.hypervisor_ready {
+        return Some("its hypervisor does not answer".to_owned());
+    }
+    if !report.hook_ready {
+        return Some("its libvirt hook does not refuse unordered starts yet".to_owned());
+    }
+    let agent = world.agents.get(&facts.name)?;
+    if agent.spec.arm && !report.armed {
+        return Some("its watchdog is not armed yet".to_owned());
+    }
+    if world.lives.hosts.get(&facts.name).is_none_or(|l| l.lease_changes < 2) {
+        return Some("its beats are not confirmed yet".to_owned());
+    }
+    // Missed beats make a poor target even before it is Suspect.
+    if facts.api_silence > seconds(world.policy_spec().heartbeat_seconds) * 2 {
+        return Some("has missed beats".to_owned());
+    }
+    None
+}

@@ -1,0 +1,265 @@
+//! Hosts: their namespaces, the orders about the host itself, and their status.
+
+use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STALLED, VALID};
+use stockade_crds::conditions::{PAUSED, TOLERATES_HOST_FAILURE};
+use stockade_crds::quantity;
+use stockade_crds::v1alpha1::{
+    AgentLock, AgentStorage, Automation, AvailabilityPolicyStatus, BootReference, Evidence, Host,
+    HostAgentSpec, HostCapacity, HostState, HostStatus, LockManagerStatus, SharedStorage,
+    SharedStorageStatus, StorageKind,
+};
+
+use crate::ha::brake::Brake;
+use crate::ha::host_state::HostFacts;
+use crate::plan::{Intent, Plan, Report};
+use crate::vm::basis;
+use crate::world::World;
+
+/// Namespaces, HostAgents and the status of hosts, storages, lock managers and the policy.
+pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, out: &mut Plan) {
+    for facts in hosts {
+        let Some(host) = world.hosts.get(&facts.name) else { continue };
+        match world.namespaces.get(&facts.name) {
+            None => out.intents.push(Intent::EnsureNamespace { host: facts.name.clone() }),
+            Some(ns) if ns.ours && !ns.terminating => host_agent(world, facts, host, out),
+            Some(_) => {}
+        }
+        out.hosts.push((facts.name.clone(), host_status(world, facts, host)));
+    }
+    for (name, storage) in &world.storages {
+        out.storages.push((name.clone(), storage_status(world, name, storage)));
+    }
+    for (name, manager) in &world.lock_managers {
+        let mut status = manager.status.clone().unwrap_or_default();
+        status.observed_generation = manager.metadata.generation.unwrap_or_default();
+        let users = world
+            .agents
+            .values()
+            .filter(|a| a.spec.lock.as_ref().is_some_and(|l| l.storage == manager.spec.storage));
+        let ready =
+            users.clone().filter(|a| a.status.as_ref().is_some_and(|s| s.lock_ready)).count();
+        let all = users.count();
+        status.ready_hosts = i32::try_from(ready).unwrap_or(i32::MAX);
+        let condition = if ready == all && all > 0 {
+            Decided::new(READY, true, "LocksKept", format!("{ready} hosts keep their locks by it"))
+        } else {
+            let message = format!("{ready} of {all} hosts keep their locks by it");
+            Decided::new(READY, false, "HostsNotReady", message)
+        };
+        let report: Report<LockManagerStatus> = Report { status, conditions: vec![condition] };
+        out.lock_managers.push((name.clone(), report));
+    }
+    if let Some(policy) = &world.policy {
+        let status = AvailabilityPolicyStatus {
+            observed_generation: policy.metadata.generation.unwrap_or_default(),
+            tolerates: i32::try_from(tolerates).unwrap_or(i32::MAX),
+            brake_count: i32::try_from(brake.count).unwrap_or(i32::MAX),
+            conditions: Vec::new(),
+        };
+        let paused = policy.spec.automation == Automation::Paused;
+        let conditions = vec![
+            Decided::new(READY, true, "InForce", "the policy is in force"),
+            Decided::new(VALID, true, "InequalitiesHold", "its inequalities hold"),
+            Decided::new(
+                TOLERATES_HOST_FAILURE,
+                tolerates > 0,
+                if tolerates > 0 { "CapacityLeft" } else { "NoCapacityLeft" },
+                format!("{tolerates} more host failures fit"),
+            ),
+            Decided::new(PAUSED, paused, "AutomationPaused", "spec.automation is Paused"),
+        ];
+        out.policy = Some(Report { status, conditions });
+    }
+}
+
+/// Whether a storage is meant for a host.
+fn selects(storage: &SharedStorage, name: &str, host: &Host) -> bool {
+    let labels = host.metadata.labels.clone().unwrap_or_default();
+    let named = storage.spec.hosts.is_empty() || storage.spec.hosts.iter().any(|h| h == name);
+    named && storage.spec.host_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
+    let policy = world.policy_spec();
+    let agent = world.agents.get(&facts.name);
+    let storages = world
+        .storages
+        .iter()
+        .filter(|(_, s)| selects(s, &facts.name, host))
+        .map(|(name, s)| {
+            let (kind, source, options) = match (&s.spec.nfs, &s.spec.ocfs2) {
+                (Some(nfs), _) => (
+                    StorageKind::NFS,
+                    format!("{}:{}", nfs.server, nfs.export),
+                    nfs.options.clone(),
+                ),
+                (None, Some(_)) => (StorageKind::OCFS2, String::new(), Vec::new()),
+                (None, None) => (StorageKind::SharedDirectory, String::new(), Vec::new()),
+            };
+            AgentStorage {
+                name: name.clone(),
+                mount_path: s.spec.mount_path.clone(),
+                cluster_id: world.cluster_id.clone(),
+                kind,
+                source,
+                options,
+            }
+        })
+        .collect();
+    let lock = world
+        .lock_managers
+        .values()
+        .find(|l| {
+            let labels = host.metadata.labels.clone().unwrap_or_default();
+            l.spec.host_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+        })
+        .map(|l| AgentLock {
+            kind: l.spec.kind,
+            storage: l.spec.storage.clone(),
+            host_id: 0,
+            maintenance: l.spec.mode == stockade_crds::v1alpha1::LockMode::Maintenance,
+        });
+    let dead_boots = world
+        .fences
+        .values()
+        .filter(|f| {
+            f.spec.host == facts.name
+                && f.status.as_ref().is_some_and(|s| s.proof.is_some() && s.revoked.is_none())
+        })
+        .map(|f| BootReference {
+            host_uid: f.spec.host_uid.clone(),
+            boot_id: f.spec.boot_id.clone(),
+        })
+        .collect();
+    let spec = HostAgentSpec {
+        host_uid: facts.uid.clone(),
+        heartbeat_seconds: policy.heartbeat_seconds,
+        storages,
+        lock,
+        arm: host.spec.self_fencing && facts.needed && policy.automation == Automation::Active,
+        self_fence: policy.self_fence,
+        api_loss: policy.api_loss,
+        api_loss_seconds: policy.api_loss_seconds,
+        dead_boots,
+        lineage: None,
+    };
+    if agent.is_none_or(|a| a.spec != spec) {
+        out.intents.push(Intent::WriteHostAgent {
+            host: facts.name.clone(),
+            spec,
+            replaces: agent.map(|a| basis(&a.metadata)),
+        });
+    }
+}
+
+fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStatus> {
+    let old = host.status.clone().unwrap_or_default();
+    let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
+    let vms = world
+        .vms
+        .values()
+        .filter_map(|vm| vm.status.as_ref())
+        .filter(|s| s.placements.iter().any(|p| !p.state.is_settled() && p.host == facts.name))
+        .count();
+    // Ages change every second; they are stored as of the last change of state.
+    let evidence = if old.printable_status == facts.state && !old.evidence.is_empty() {
+        old.evidence
+    } else {
+        facts
+            .evidence
+            .iter()
+            .map(|(path, age, observer)| Evidence {
+                path: path.clone(),
+                age_seconds: i32::try_from(age / 1000).unwrap_or(i32::MAX),
+                observer: observer.clone(),
+            })
+            .collect()
+    };
+    let status = HostStatus {
+        observed_generation: host.metadata.generation.unwrap_or_default(),
+        printable_status: facts.state,
+        host_uid: old.host_uid.or_else(|| (!facts.uid.is_empty()).then(|| facts.uid.clone())),
+        boot_id: (!facts.boot.is_empty()).then(|| facts.boot.clone()),
+        capacity: report
+            .map(|r| HostCapacity { cpu: r.cpu, memory: quantity::from_mib(r.memory_mib) })
+            .or(old.capacity),
+        vms: i32::try_from(vms).unwrap_or(i32::MAX),
+        evidence,
+        drain: None,
+        conditions: Vec::new(),
+    };
+    let word = format!("{:?}", facts.state);
+    let ready = match (&facts.refuses, facts.state) {
+        (None, _) => Decided::new(READY, true, "Ready", "beats, and takes VMs"),
+        // What the user asked for is true.
+        (Some(why), HostState::Cordoned | HostState::Maintenance | HostState::Stopped) => {
+            Decided::new(READY, true, word, why.clone())
+        }
+        (Some(why), HostState::Joining) => Decided::new(READY, None, word, why.clone()),
+        (Some(why), _) => Decided::new(READY, false, word, why.clone()),
+    };
+    let alive = Decided::new(
+        AGENT_ALIVE,
+        facts.alive,
+        if facts.alive { "Beats" } else { "Silent" },
+        if facts.alive { "its agent renews its Lease" } else { "its agent's Lease is not renewed" },
+    );
+    let fencing = if !host.spec.fencing.is_empty() {
+        Decided::new(FENCING_READY, true, "Power", "its power can be cut and read back")
+    } else if host.spec.self_fencing {
+        Decided::new(FENCING_READY, true, "SelfFencing", "it resets itself when it is cut off")
+    } else {
+        Decided::new(
+            FENCING_READY,
+            false,
+            "NoFencing",
+            "if this host fails, its VMs wait for a human's word: give it spec.fencing",
+        )
+    };
+    let stalled = match world.namespaces.get(&facts.name) {
+        Some(ns) if ns.terminating => {
+            Decided::new(STALLED, true, "NamespaceTerminating", "its namespace is being deleted")
+        }
+        Some(ns) if !ns.ours => Decided::new(
+            STALLED,
+            true,
+            "NamespaceTaken",
+            "a namespace of that name exists without our label; rename the host or the namespace",
+        ),
+        _ => Decided::new(STALLED, false, "NotStalled", ""),
+    };
+    Report { status, conditions: vec![ready, alive, fencing, stalled] }
+}
+
+fn storage_status(
+    world: &World,
+    name: &str,
+    storage: &SharedStorage,
+) -> Report<SharedStorageStatus> {
+    let mut status = storage.status.clone().unwrap_or_default();
+    status.observed_generation = storage.metadata.generation.unwrap_or_default();
+    let mut wanted = 0;
+    let mut ready = 0;
+    let mut trouble = Vec::new();
+    for (host, agent) in &world.agents {
+        if !agent.spec.storages.iter().any(|s| s.name == name) {
+            continue;
+        }
+        wanted += 1;
+        let seen = agent.status.as_ref().and_then(|s| s.storages.iter().find(|r| r.name == name));
+        match seen {
+            Some(r) if r.ready => ready += 1,
+            Some(r) => trouble.push(format!("{host}: {}", r.message)),
+            None => trouble.push(format!("{host}: not mounted yet")),
+        }
+    }
+    status.ready_hosts = ready;
+    let condition = if wanted > 0 && ready == wanted {
+        Decided::new(READY, true, "Mounted", format!("mounted and checked on {ready} hosts"))
+    } else if wanted == 0 {
+        Decided::new(READY, None, "NoHosts", "no host is declared for it")
+    } else {
+        Decided::new(READY, false, "NotMounted", trouble.join("; "))
+    };
+    Report { status, conditions: vec![condition] }
+}

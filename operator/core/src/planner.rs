@@ -1,0 +1,98 @@
+//! The whole plan: assess hosts, fence, decide about each VM, place what wants to start.
+
+use std::collections::BTreeMap;
+
+use stockade_crds::v1alpha1::VirtualMachineStatus;
+
+use crate::gate::{self, Gate};
+use crate::ha::{brake::brake, fencing, host_state};
+use crate::hosts;
+use crate::placement::{Mode, VmKey, place};
+use crate::plan::{Intent, Plan, Report};
+use crate::vm::{self, Decision};
+use crate::world::{Key, World};
+
+/// Plans everything.
+#[must_use]
+pub fn plan(world: &World) -> Plan {
+    let mut out = Plan::default();
+    let mut facts = host_state::assess(world);
+    let brake = brake(world, &facts);
+    fencing::plan(world, &mut facts, brake, &mut out);
+    let claims = vm::claims(world);
+    let mut decisions: BTreeMap<Key, Decision> = world
+        .vms
+        .iter()
+        .map(|(key, vm)| (key.clone(), vm::decide(world, &facts, vm, &claims)))
+        .collect();
+    let pinned: BTreeMap<Key, String> = decisions
+        .iter()
+        .filter_map(|(key, d)| {
+            let (_, host) = d.start.as_ref()?;
+            Some((key.clone(), host.clone()?))
+        })
+        .collect();
+    let cluster = vm::cluster(world, &facts, &pinned);
+    let wanted: Vec<VmKey> = decisions
+        .iter()
+        .filter(|(_, d)| d.start.is_some())
+        .map(|(key, _)| VmKey::new(&key.namespace, &key.name))
+        .collect();
+    let places =
+        if wanted.is_empty() { BTreeMap::new() } else { place(&cluster, &wanted, Mode::Start) };
+    for (key, answer) in places {
+        let key = Key::new(key.namespace, key.name);
+        let (Some(vm), Some(decision)) = (world.vms.get(&key), decisions.get_mut(&key)) else {
+            continue;
+        };
+        let Some((machine, _)) = decision.start.clone() else { continue };
+        match answer {
+            Err(why) => {
+                let refused = vm::unplaceable(decision.clone(), vm, &why.to_string());
+                *decision = refused;
+                out.wake(world.now + 5_000);
+            }
+            Ok(host) => {
+                let Some(target) = facts.iter().find(|f| f.name == host) else { continue };
+                let Gate::Open(relies_on) =
+                    gate::may_place(world, vm, &decision.report.status.placements)
+                else {
+                    continue;
+                };
+                let (status, order) = vm::place_order(
+                    world,
+                    vm,
+                    decision.report.status.clone(),
+                    &host,
+                    (&target.uid, &target.boot),
+                    machine,
+                );
+                let report: Report<VirtualMachineStatus> =
+                    Report { status, conditions: decision.report.conditions.clone() };
+                decision.report = report.clone();
+                decision.intents.push(Intent::Place {
+                    vm: key,
+                    basis: vm::basis(&vm.metadata),
+                    report,
+                    domains: vec![order],
+                    relies_on,
+                });
+            }
+        }
+    }
+    let tolerates = crate::placement::tolerates(&cluster);
+    hosts::plan(world, &facts, brake, tolerates, &mut out);
+    for (key, decision) in decisions {
+        if let Some(at) = decision.wake {
+            out.wake(at);
+        }
+        let placed = decision.intents.iter().any(|i| matches!(i, Intent::Place { .. }));
+        let first = decision.intents.iter().any(|i| matches!(i, Intent::AddFinalizer { .. }));
+        let gone = decision.intents.iter().any(|i| matches!(i, Intent::RemoveFinalizer { .. }));
+        out.intents.extend(decision.intents);
+        if !placed && !first && !gone {
+            out.vms.push((key, decision.report));
+        }
+    }
+    out
+}

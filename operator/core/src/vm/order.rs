@@ -1,0 +1,108 @@
+//! Orders: the Domain that an epoch's host is to obey.
+
+use stockade_crds::v1alpha1::{
+    Domain, DomainSpec, EpochState, Machine, PlacedEpoch, VirtualMachine, VirtualMachineStatus,
+    VmReference, Want,
+};
+
+use crate::gate;
+use crate::plan::{Basis, DomainWrite};
+use crate::world::World;
+
+/// The version that a write replaces.
+#[must_use]
+pub fn basis(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Basis {
+    Basis {
+        uid: meta.uid.clone().unwrap_or_default(),
+        version: meta.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+/// The order for an epoch; its id rises above the one it replaces.
+#[must_use]
+pub fn domain_order(
+    vm: &VirtualMachine,
+    status: &VirtualMachineStatus,
+    placed: &PlacedEpoch,
+    want: Want,
+    machine: Machine,
+    before: Option<&Domain>,
+) -> DomainWrite {
+    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    let same_epoch = before.filter(|d| d.spec.epoch == placed.epoch);
+    DomainWrite {
+        host: placed.host.clone(),
+        vm_uid: uid.clone(),
+        spec: DomainSpec {
+            vm: VmReference {
+                namespace: vm.metadata.namespace.clone().unwrap_or_default(),
+                name: vm.metadata.name.clone().unwrap_or_default(),
+                uid,
+            },
+            host_uid: placed.host_uid.clone(),
+            boot_id: placed.boot_id.clone(),
+            epoch: placed.epoch,
+            order_id: before.map_or(1, |d| d.spec.order_id + 1),
+            want,
+            settled: gate::settled_epochs(status),
+            settled_through: status
+                .placements
+                .iter()
+                .filter(|p| !p.state.is_settled())
+                .map(|p| p.epoch - 1)
+                .min()
+                .unwrap_or(placed.epoch - 1),
+            paused: vm.spec.paused,
+            grace_seconds: vm.spec.stop_grace_seconds,
+            reset: same_epoch.and_then(|d| d.spec.reset.clone()),
+            migration: same_epoch.and_then(|d| d.spec.migration.clone()),
+            adopt: false,
+            delete_disks: Vec::new(),
+            machine,
+        },
+        replaces: before.map(|d| basis(&d.metadata)),
+    }
+}
+
+/// The status with a new epoch on a host, and the order for it.
+#[must_use]
+pub fn place_order(
+    world: &World,
+    vm: &VirtualMachine,
+    mut status: VirtualMachineStatus,
+    host: &str,
+    boot: (&str, &str),
+    machine: Machine,
+) -> (VirtualMachineStatus, DomainWrite) {
+    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    // Epochs count per disk: the highest that any report of this VM has shown wins.
+    let reported = world
+        .domains
+        .iter()
+        .filter(|((_, d), _)| *d == uid)
+        .flat_map(|(_, d)| {
+            [d.spec.epoch, d.status.as_ref().map_or(0, |s| s.highest_record.max(s.epoch))]
+        })
+        .max()
+        .unwrap_or(0);
+    let epoch = status.epoch.max(reported) + 1;
+    status.epoch = epoch;
+    status.host = Some(host.to_owned());
+    // Proven deaths stay named until the new epoch has run: its agent needs them.
+    status.placements.retain(|p| p.state != EpochState::Released || p.epoch + 4 > epoch);
+    while status.placements.len() > 6 {
+        status.placements.remove(0);
+    }
+    let placed = PlacedEpoch {
+        epoch,
+        host: host.to_owned(),
+        host_uid: boot.0.to_owned(),
+        boot_id: boot.1.to_owned(),
+        state: EpochState::Ordered,
+    };
+    status.placements.push(placed.clone());
+    let before = world.domains.get(&(host.to_owned(), uid));
+    let write =
+        domain_order(vm, &status, &placed, Want::Running, machine, before.map(|d| d.as_ref()));
+    (status, write)
+}

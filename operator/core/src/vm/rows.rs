@@ -1,0 +1,85 @@
+//! The world as placement sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stockade_crds::quantity;
+use stockade_crds::v1alpha1::{Recovery, RunPolicy};
+
+use crate::ha::host_state::HostFacts;
+use crate::placement::{Acceptance, Cluster, HostRow, Movable, VmKey, VmRow};
+use crate::world::{Key, World};
+
+/// Hosts and VMs of this moment. `pinned` binds a VM to one host for this plan.
+#[must_use]
+pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String>) -> Cluster {
+    let rows = hosts.iter().map(|facts| host_row(world, facts)).collect();
+    let vms = world
+        .vms
+        .iter()
+        .map(|(key, vm)| {
+            let status = vm.status.clone().unwrap_or_default();
+            let spec = &vm.spec;
+            let failures = status.failures.clone().unwrap_or_default();
+            let required: BTreeSet<String> = match pinned.get(key) {
+                Some(host) => BTreeSet::from([host.clone()]),
+                None => spec.placement.required_hosts.iter().cloned().collect(),
+            };
+            VmRow {
+                key: VmKey::new(&key.namespace, &key.name),
+                cpu: i64::from(spec.cpu.cores) * 1000,
+                memory_mib: quantity::mib(&spec.memory).unwrap_or(0),
+                priority: spec.availability.priority,
+                hypervisor: spec.hypervisor,
+                storages: spec.disks.iter().map(|d| d.storage.clone()).collect(),
+                required: (!required.is_empty()).then_some(required),
+                selector: spec.placement.host_selector.clone(),
+                preferred: spec.placement.preferred_hosts.iter().map(|r| r.hosts.clone()).collect(),
+                together: spec.placement.together_with.clone(),
+                apart: spec.placement.apart_from.clone(),
+                prefers_together: spec.placement.prefers_together_with.clone(),
+                prefers_apart: spec.placement.prefers_apart_from.clone(),
+                on: status
+                    .placements
+                    .iter()
+                    .filter(|p| !p.state.is_settled())
+                    .map(|p| p.host.clone())
+                    .collect(),
+                tried: failures.tried_hosts.iter().cloned().collect(),
+                barred: BTreeMap::new(),
+                moved_to: status.moved_to.clone(),
+                failback: spec.placement.failback,
+                usage: vm.metadata.uid.as_ref().and_then(|u| world.usage.get(u)).copied(),
+                movable: if spec.migration.live { Movable::Live } else { Movable::Cold },
+                recovers: spec.availability.recovery == Recovery::Restart
+                    && spec.run_policy != RunPolicy::Manual,
+            }
+        })
+        .collect();
+    Cluster::new(rows, vms)
+}
+
+fn host_row(world: &World, facts: &HostFacts) -> HostRow {
+    let host = world.hosts.get(&facts.name);
+    let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
+    let reserved = host.map(|h| h.spec.reserved.clone()).unwrap_or_default();
+    let kept = reserved.memory.as_ref().and_then(|m| quantity::mib(m).ok()).unwrap_or(0);
+    let mut row = HostRow {
+        name: facts.name.clone(),
+        cpu: report.map_or(0, |r| i64::from(r.cpu - reserved.cpu).max(0) * 1000),
+        memory_mib: report.map_or(0, |r| (r.memory_mib - kept).max(0)),
+        labels: host.and_then(|h| h.metadata.labels.clone()).unwrap_or_default(),
+        accepts: facts.refuses.clone().map_or(Acceptance::Yes, Acceptance::No),
+        ..HostRow::default()
+    };
+    if let Some(report) = report {
+        row.hypervisors = report.hypervisors.iter().copied().collect();
+        for storage in &report.storages {
+            if storage.ready {
+                row.storages.insert(storage.name.clone());
+            } else {
+                row.unready.insert(storage.name.clone(), storage.message.clone());
+            }
+        }
+    }
+    row
+}

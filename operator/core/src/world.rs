@@ -1,0 +1,240 @@
+//! The world as one snapshot: everything that a plan may depend on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stockade_crds::v1alpha1::{
+    AvailabilityPolicy, AvailabilityPolicySpec, Domain, FenceAction, FenceDevice, Host, HostAgent,
+    HostFence, LockManager, SharedStorage, VirtualMachine, VirtualMachineMigration,
+};
+
+use crate::ha::evidence::Lives;
+
+/// Milliseconds on the deciding process's monotonic clock.
+pub type Millis = u64;
+
+/// A namespaced name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Key {
+    /// A namespaced name.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The key of an object.
+    #[must_use]
+    pub fn of(meta: &ObjectMeta) -> Self {
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A host's namespace as it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceFact {
+    /// It carries our label with the host's name.
+    pub ours: bool,
+    /// It has a deletion timestamp.
+    pub terminating: bool,
+}
+
+/// One call of a fence device, as the controller that made it remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceRecord {
+    /// The FenceDevice.
+    pub device: String,
+    /// The host whose plug it was.
+    pub host: String,
+    /// The boot that was beating last when the call was made.
+    pub boot_id: String,
+    /// Generation of the device's spec.
+    pub generation: i64,
+    /// What was asked.
+    pub action: FenceAction,
+    /// When the call began.
+    pub started: Millis,
+    /// When it ended; `None`: it is under way.
+    pub finished: Option<Millis>,
+    /// What it answered.
+    pub result: FenceResult,
+}
+
+/// What a fence device answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceResult {
+    /// Nothing yet.
+    Pending,
+    /// The plug reads on.
+    On,
+    /// The plug reads off.
+    Off,
+    /// It says that it did what it was asked. That proves nothing.
+    Done,
+    /// It failed.
+    Failed(String),
+}
+
+/// Where the controller stands with the serving side of a storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerCalls {
+    /// Under way: (storage, boot).
+    pub pending: BTreeSet<(String, String)>,
+    /// Denied: (storage, boot).
+    pub denied: BTreeSet<(String, String)>,
+    /// Locks broken: (storage, boot).
+    pub broken: BTreeSet<(String, String)>,
+    /// Answers that say no or wait, and when: (storage, boot) → sentence.
+    pub refused: BTreeMap<(String, String), (Millis, String)>,
+}
+
+/// Everything that a plan may depend on.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// The time of this snapshot.
+    pub now: Millis,
+    /// Identity of the cluster, named by the marker on each storage.
+    pub cluster_id: String,
+    /// Every kind was listed at least once, and the leader's own beat comes back.
+    pub fresh: bool,
+    /// The policy, if there is one.
+    pub policy: Option<Arc<AvailabilityPolicy>>,
+    /// By namespace and name.
+    pub vms: BTreeMap<Key, Arc<VirtualMachine>>,
+    /// By namespace and name.
+    pub migrations: BTreeMap<Key, Arc<VirtualMachineMigration>>,
+    /// By name.
+    pub hosts: BTreeMap<String, Arc<Host>>,
+    /// By host name.
+    pub agents: BTreeMap<String, Arc<HostAgent>>,
+    /// By host name.
+    pub namespaces: BTreeMap<String, NamespaceFact>,
+    /// By host name and VM uid.
+    pub domains: BTreeMap<(String, String), Arc<Domain>>,
+    /// By name.
+    pub storages: BTreeMap<String, Arc<SharedStorage>>,
+    /// By name.
+    pub lock_managers: BTreeMap<String, Arc<LockManager>>,
+    /// By name.
+    pub fence_devices: BTreeMap<String, Arc<FenceDevice>>,
+    /// By name.
+    pub fences: BTreeMap<String, Arc<HostFence>>,
+    /// Signs of life.
+    pub lives: Lives,
+    /// Calls of fence devices, oldest first.
+    pub fence_log: Vec<FenceRecord>,
+    /// Calls to storage servers.
+    pub server: ServerCalls,
+    /// When an object of a VM was first seen as it is now: for delays and back-off.
+    pub seen_since: BTreeMap<String, Millis>,
+    /// Measured use by VM uid: thousandths of a CPU, MiB.
+    pub usage: BTreeMap<String, (i64, i64)>,
+    /// Guards that a test has dropped; all hold in production.
+    pub guards: Guards,
+}
+
+impl World {
+    /// The policy's fields; the schema's defaults where there is none.
+    #[must_use]
+    pub fn policy_spec(&self) -> AvailabilityPolicySpec {
+        self.policy.as_ref().map(|p| p.spec.clone()).unwrap_or_default()
+    }
+
+    /// The VM with this uid.
+    #[must_use]
+    pub fn vm_by_uid(&self, uid: &str) -> Option<&Arc<VirtualMachine>> {
+        self.vms.values().find(|vm| vm.metadata.uid.as_deref() == Some(uid))
+    }
+
+    /// The certificate for a boot, if there is one that stands with a proof.
+    #[must_use]
+    pub fn standing_proof(&self, host_uid: &str, boot_id: &str) -> Option<&Arc<HostFence>> {
+        self.fences.values().find(|f| {
+            f.spec.host_uid == host_uid
+                && f.spec.boot_id == boot_id
+                && f.status.as_ref().is_some_and(|s| s.proof.is_some() && s.revoked.is_none())
+        })
+    }
+
+    /// The certificate for a boot, with or without a proof.
+    #[must_use]
+    pub fn fence_of(&self, host_uid: &str, boot_id: &str) -> Option<&Arc<HostFence>> {
+        self.fences.values().find(|f| f.spec.host_uid == host_uid && f.spec.boot_id == boot_id)
+    }
+
+    /// Milliseconds since something was first seen as it is now; 0 if it is new.
+    #[must_use]
+    pub fn age_of(&self, what: &str) -> Millis {
+        self.seen_since.get(what).map_or(0, |since| self.now.saturating_sub(*since))
+    }
+}
+
+/// Safety rules that a test can drop one at a time, to show that each is needed.
+/// Production always runs with all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guards {
+    /// Gate 1: every earlier epoch is settled before a placement.
+    pub settled: bool,
+    /// Gate 2: a Domain that is missing is no release.
+    pub missing_is_no_release: bool,
+    /// Gate 3: a certificate is for one boot.
+    pub boot: bool,
+    /// Gate 4: life is read fresh before a placement.
+    pub fresh_read: bool,
+    /// Gate 4: life after the proof revokes it.
+    pub life_revokes: bool,
+    /// Safety §3: off is read back.
+    pub read_back: bool,
+    /// Safety §3: the plug must have read on while the boot was beating.
+    pub plug_trust: bool,
+    /// Safety §7: two paths must be silent.
+    pub second_path: bool,
+    /// Safety §7: the observer must be well itself.
+    pub observer_health: bool,
+    /// Safety §7: the storm brake.
+    pub brake: bool,
+    /// Safety §6.2: denied before its locks are broken.
+    pub denial_first: bool,
+    /// Placement is a compare-and-swap.
+    pub cas: bool,
+    /// Safety §8: an undecided move is not resolved by guess.
+    pub undecided_move: bool,
+    /// A released epoch needs the host's word that it is drained.
+    pub drained: bool,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self {
+            settled: true,
+            missing_is_no_release: true,
+            boot: true,
+            fresh_read: true,
+            life_revokes: true,
+            read_back: true,
+            plug_trust: true,
+            second_path: true,
+            observer_health: true,
+            brake: true,
+            denial_first: true,
+            cas: true,
+            undecided_move: true,
+            drained: true,
+        }
+    }
+}
