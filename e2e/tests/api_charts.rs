@@ -8,6 +8,9 @@ const CONTROLLER: &str = "system:serviceaccount:stockade-system:stockade-control
 const AGENT_A: [&str; 3] =
     ["--as=stockade:host:a", "--as-group=stockade:hosts", "--as-group=system:authenticated"];
 
+/// What is tried, by whom, with which arguments and input, and a word of the refusal.
+type Attempt<'a> = (&'a str, &'a [&'a str], Vec<&'a str>, String, &'a str);
+
 /// One kubectl call by somebody: what it said, and whether it was obeyed.
 fn call(plane: &ControlPlane, who: &[&str], args: &[&str], input: &str) -> Result<String, String> {
     plane.kubectl_stdin(&[who, args].concat(), input).map_err(|error| error.to_string())
@@ -82,7 +85,7 @@ async fn nobody_has_more_rights_than_the_charts_give() {
         let to = ["--user=y", "-n", "stockade-host-a", "--clusterrole"];
         [&["create", "rolebinding", "x"][..], &to, &[role]].concat()
     };
-    let refused: Vec<(&str, &[&str], Vec<&str>, String, &str)> = vec![
+    let refused: Vec<Attempt<'_>> = vec![
         ("a Lease of another name", &AGENT_A, apply.into(), lease("other", "a"), "named agent"),
         ("another host's Lease", &AGENT_A, apply.into(), lease("agent", "b"), "forbidden"),
         ("its own order", &AGENT_A, spec, String::new(), "cannot patch"),

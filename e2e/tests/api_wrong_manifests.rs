@@ -2,6 +2,7 @@
 //!
 //! Each case is a change of a manifest that is accepted as it stands, so that nothing but the
 //! change can be the reason of the refusal.
+#![allow(clippy::panic)]
 
 #[path = "wrong_manifests/table.rs"]
 mod table;

@@ -128,7 +128,7 @@ fn breaches(solver: &mut Solver<'_>) -> Vec<Breach> {
 fn make_room(solver: &mut Solver<'_>, group: u32) -> Option<Move> {
     let cluster = solver.ledger.cluster;
     for unit in options(solver, group) {
-        for host in unit.hosts.to_vec() {
+        for host in unit.hosts.iter().copied() {
             for vm in cluster.residents.get(host) {
                 let other = cluster.rules.group(*vm);
                 let Some((away, _)) = settled(solver, other) else { continue };

@@ -71,7 +71,7 @@ pub(super) fn apply(vms: &mut [VmRow], moves: &[Move]) {
     for one in moves {
         for mover in &one.vms {
             let row = vms.iter_mut().find(|v| v.key == mover.vm).expect("it is there");
-            assert_eq!(row.on, [mover.from.clone()], "it moves from where it runs");
+            assert_eq!(row.on, std::slice::from_ref(&mover.from), "it moves from where it runs");
             row.on = vec![one.to.clone()];
         }
     }

@@ -41,8 +41,8 @@ pub fn open(endpoint: &Endpoint, target: &Target, query: &Query) -> Result<Respo
         Some(revision) if revision > 0 => revision,
         any => {
             // No version: what is there now comes first.
-            let view = any.and(inner.view(&endpoint.identity, target.kind, now));
-            let revision = view.unwrap_or(inner.store.revision());
+            let view = any.and_then(|_| inner.view(&endpoint.identity, target.kind, now));
+            let revision = view.unwrap_or_else(|| inner.store.revision());
             let objects = inner.store.objects_at(target.kind, revision);
             for (_, object) in within(&objects, target.namespace.as_deref(), None) {
                 if filter.matches(&object.value) {

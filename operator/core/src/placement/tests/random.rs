@@ -105,7 +105,7 @@ fn under_way(vms: &[VmRow], moves: &[Move]) -> Vec<VmRow> {
     for one in moves {
         for mover in &one.vms {
             let row = both.iter_mut().find(|v| v.key == mover.vm).expect("it is there");
-            assert_eq!(row.on, [mover.from.clone()]);
+            assert_eq!(row.on, std::slice::from_ref(&mover.from));
             row.on.push(one.to.clone());
         }
     }
