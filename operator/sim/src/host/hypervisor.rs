@@ -1,0 +1,303 @@
+//! The hypervisor port.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use stockade_crds::v1alpha1::{AgentLock, DomainSpec, LockReport};
+use stockade_host::error::{HostError, HostResult};
+use stockade_host::ports::{
+    Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
+    Started,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Seat;
+use crate::world::event::Doer;
+use crate::world::model::{Qemu, QemuState};
+use crate::world::{moves, qemu};
+
+/// After so long a connection whose daemon does not answer is given up.
+const KEEPALIVE_MS: u64 = 10_000;
+
+pub(super) struct SimHypervisor(pub Seat);
+
+impl SimHypervisor {
+    /// Waits for the daemon to answer.
+    async fn daemon(&self, op: &'static str) -> HostResult<()> {
+        self.0.enter(1, 4).await;
+        let mut waited = 0;
+        loop {
+            let state = {
+                let w = self.0.sim.lock();
+                w.machines.get(&self.0.host).map(|m| (m.libvirt_up, m.libvirt_running))
+            };
+            match state {
+                Some((true, _)) => return Ok(()),
+                Some((false, true)) if waited < KEEPALIVE_MS => {}
+                _ => {
+                    let why = "libvirt's daemon does not answer; restart it";
+                    return Err(HostError::failed(op, &self.0.host, why));
+                }
+            }
+            self.0.sim.wait(250).await;
+            self.0.gate.pass().await;
+            waited += 250;
+        }
+    }
+
+    /// A job of the daemon: it goes on if its caller dies.
+    async fn job<T, F, Fut>(&self, op: &'static str, target: &str, make: F) -> HostResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(Seat) -> Fut,
+        Fut: Future<Output = HostResult<T>> + Send + 'static,
+    {
+        self.daemon(op).await?;
+        self.0.sim.lock().host_actions += 1;
+        let life = self.life();
+        let (send, mut receive) = oneshot::channel();
+        let work = make(self.0.clone());
+        tokio::spawn(async move {
+            // A caller that is gone does not hear it.
+            let _ = send.send(work.await);
+        });
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut receive => {
+                    self.0.gate.pass().await;
+                    return answer.unwrap_or_else(|_| {
+                        Err(HostError::unknown(op, target, "the job is gone"))
+                    });
+                }
+                () = self.0.sim.wait(500) => {
+                    if self.life() != life {
+                        self.0.gate.pass().await;
+                        return Err(HostError::unknown(op, target, "the connection was lost"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn life(&self) -> u64 {
+        self.0.sim.lock().machines.get(&self.0.host).map_or(0, |m| m.libvirt_life)
+    }
+
+    fn with_qemu<T>(&self, uid: &str, f: impl FnOnce(&Qemu) -> T) -> Option<T> {
+        self.0.sim.lock().machines.get(&self.0.host).and_then(|m| m.qemus.get(uid)).map(f)
+    }
+}
+
+fn live(q: &Qemu) -> LiveDomain {
+    LiveDomain {
+        name: q.name.clone(),
+        uuid: q.uid.clone(),
+        epoch: q.epoch,
+        state: match q.state {
+            QemuState::Running => LiveState::Running,
+            QemuState::Launching | QemuState::Paused => LiveState::Paused,
+            QemuState::Incoming => LiveState::Incoming,
+            QemuState::Switched => LiveState::Switched,
+            QemuState::Dying => LiveState::Dying,
+        },
+        disks: q.disks.iter().map(|d| d.path.clone()).collect(),
+        cores: q.cores,
+        memory_mib: q.memory_mib,
+    }
+}
+
+impl Hypervisor for SimHypervisor {
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<LiveDomain>>> {
+        async move {
+            self.daemon("list").await?;
+            let w = self.0.sim.lock();
+            let m = w.machines.get(&self.0.host);
+            Ok(m.map(|m| m.qemus.values().map(live).collect()).unwrap_or_default())
+        }
+        .boxed()
+    }
+
+    fn events(&self) -> mpsc::UnboundedReceiver<HypervisorEvent> {
+        let (send, receive) = mpsc::unbounded_channel();
+        if !self.0.gate.is_dead()
+            && let Some(m) = self.0.sim.lock().machines.get_mut(&self.0.host)
+        {
+            m.news = Some(send);
+        }
+        receive
+    }
+
+    fn probe_hook(&self) -> BoxFuture<'_, HostResult<bool>> {
+        async move { self.daemon("probe").await.map(|()| true) }.boxed()
+    }
+
+    fn start<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<Started>> {
+        let order = order.clone();
+        async move {
+            let name = order.vm.name.clone();
+            self.job("start", &name, |seat| async move {
+                qemu::start(&seat.sim, &seat.host, &order).await
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn prepare_incoming<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<()>> {
+        let order = order.clone();
+        async move {
+            let name = order.vm.name.clone();
+            self.job("prepare", &name, |seat| async move {
+                moves::prepare(&seat.sim, &seat.host, &order).await
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn migrate<'a>(&'a self, request: &'a MigrateRequest) -> BoxFuture<'a, HostResult<()>> {
+        let request = request.clone();
+        async move {
+            let name = request.name.clone();
+            self.job("migrate", &name, |seat| async move {
+                moves::migrate(&seat.sim, &seat.host, &request).await
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            self.daemon("abort").await?;
+            let mut w = self.0.sim.lock();
+            let q = w.machines.get_mut(&self.0.host).and_then(|m| m.qemus.get_mut(vm_uid));
+            if let Some(q) = q {
+                q.abort = true;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn shutdown<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            self.daemon("shutdown").await?;
+            qemu::shutdown(&self.0.sim, &self.0.host, vm_uid, Doer::Agent);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn kill<'a>(&'a self, vm_uid: &'a str, epoch: i64) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            // SIGKILL needs no daemon.
+            self.0.enter(1, 3).await;
+            qemu::kill(&self.0.sim, &self.0.host, vm_uid, epoch, Doer::Agent).await
+        }
+        .boxed()
+    }
+
+    fn reset<'a>(&'a self, _vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move { self.daemon("reset").await }.boxed()
+    }
+
+    fn suspend<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            self.daemon("suspend").await?;
+            self.0.sim.lock().suspend(&self.0.host, vm_uid, Doer::Agent);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn resume<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            self.daemon("resume").await?;
+            self.0.sim.lock().resume(&self.0.host, vm_uid);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn resize<'a>(
+        &'a self,
+        vm_uid: &'a str,
+        cores: i32,
+        memory_mib: i64,
+    ) -> BoxFuture<'a, HostResult<LiveChange>> {
+        async move {
+            self.daemon("resize").await?;
+            let same = self.with_qemu(vm_uid, |q| q.cores == cores && q.memory_mib == memory_mib);
+            Ok(if same == Some(true) { LiveChange::Applied } else { LiveChange::NeedsRestart })
+        }
+        .boxed()
+    }
+
+    fn resize_disk<'a>(
+        &'a self,
+        _vm_uid: &'a str,
+        _path: &'a str,
+        _bytes: i64,
+    ) -> BoxFuture<'a, HostResult<LiveChange>> {
+        async move { self.daemon("resize").await.map(|()| LiveChange::Applied) }.boxed()
+    }
+
+    fn presence<'a>(&'a self, vm_uid: &'a str, epoch: i64) -> BoxFuture<'a, Presence> {
+        async move {
+            self.0.enter(1, 2).await;
+            match self.with_qemu(vm_uid, |q| q.epoch) {
+                Some(e) if e == epoch => Presence::Present,
+                _ => Presence::Gone,
+            }
+        }
+        .boxed()
+    }
+
+    fn lock<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<LockReport>>> {
+        async move {
+            self.daemon("lock").await?;
+            let kind = self.with_qemu(vm_uid, |q| q.lock).flatten();
+            let holder = self.0.sim.lock().lock_holder(vm_uid).unwrap_or_default();
+            Ok(kind.map(|manager| LockReport {
+                manager,
+                held: holder == self.0.host,
+                holder,
+            }))
+        }
+        .boxed()
+    }
+
+    fn addresses<'a>(&'a self, _vm_uid: &'a str) -> BoxFuture<'a, HostResult<Vec<String>>> {
+        async move { self.daemon("addresses").await.map(|()| Vec::new()) }.boxed()
+    }
+
+    fn usage<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<(i64, i64)>> {
+        async move {
+            self.daemon("usage").await?;
+            let found = self.with_qemu(vm_uid, |q| (q.vm.clone(), q.cores, q.memory_mib));
+            let Some((vm, cores, memory)) = found else { return Ok((0, 0)) };
+            let profile = self.0.sim.lock().profile(&vm);
+            let cpu = profile.load_cpu.unwrap_or_else(|| f64::from(cores));
+            Ok(((cpu * 1000.0) as i64, profile.load_memory_mib.unwrap_or(memory)))
+        }
+        .boxed()
+    }
+
+    fn ensure_lock_manager<'a>(
+        &'a self,
+        lock: Option<&'a AgentLock>,
+    ) -> BoxFuture<'a, HostResult<bool>> {
+        async move {
+            self.0.enter(2, 10).await;
+            let mut w = self.0.sim.lock();
+            let mounted = |m: &crate::world::model::Machine, l: &AgentLock| m.mounts.contains(&l.storage);
+            let Some(m) = w.machines.get_mut(&self.0.host) else { return Ok(false) };
+            m.lock_manager = lock.cloned();
+            let ready = lock.is_none_or(|l| m.lock_daemon && mounted(m, l));
+            let storage = lock.map(|l| l.storage.clone());
+            Ok(ready && storage.is_none_or(|s| w.reach(&self.0.host, &s).answers()))
+        }
+        .boxed()
+    }
+}

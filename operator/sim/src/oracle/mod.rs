@@ -1,0 +1,124 @@
+//! The statement of the safety model as predicates on vCPUs, disks and memory.
+//!
+//! Told by the world what really happens, at the instant it happens; it never asks the code
+//! under test. Each predicate counts how often its situation came up, so that a run that never
+//! exercised one can be told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A predicate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// At most one host executes a VM's vCPUs (S1).
+    OneCopy,
+    /// No write after the next copy's first (safety §10, S7).
+    OneWriter,
+    /// No guest resumes with memory older than its disk (S5, safety §8.3).
+    FreshMemory,
+    /// No order is obeyed for another boot (safety §1).
+    OwnBoot,
+    /// A start needs every earlier copy gone and drained, or its boot dead or certified (S2).
+    SettledBeforeStart,
+    /// A certificate's proof is true (S3).
+    TrueProof,
+    /// Nobody is shot while only the API is in trouble (S12).
+    NoShotForTheApi,
+    /// A storage that can deny has denied before locks are broken (safety §6.2).
+    DeniedBeforeBreak,
+    /// Locks are broken of dead boots only.
+    BrokenOfDead,
+    /// A VM whose order names a lock manager runs with its lock held (S16, safety §6.1).
+    LockHeld,
+    /// Nothing in use is deleted (S14).
+    NotInUse,
+    /// A host on which nothing of ours runs is not shot (S18).
+    NoShotAtEmpty,
+    /// No epoch is started twice (S11).
+    EpochOnce,
+    /// Epochs of a VM never fall (S9).
+    EpochRises,
+    /// Once faults have stopped, what is wanted runs (L2, L5).
+    Converges,
+}
+
+/// All predicates.
+pub const RULES: [Rule; 15] = [
+    Rule::OneCopy,
+    Rule::OneWriter,
+    Rule::FreshMemory,
+    Rule::OwnBoot,
+    Rule::SettledBeforeStart,
+    Rule::TrueProof,
+    Rule::NoShotForTheApi,
+    Rule::DeniedBeforeBreak,
+    Rule::BrokenOfDead,
+    Rule::LockHeld,
+    Rule::NotInUse,
+    Rule::NoShotAtEmpty,
+    Rule::EpochOnce,
+    Rule::EpochRises,
+    Rule::Converges,
+];
+
+impl Rule {
+    /// What it says.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::OneCopy => "one VM never runs twice",
+            Self::OneWriter => "no disk is written by an earlier copy after a later one",
+            Self::FreshMemory => "no guest resumes with memory older than its disk",
+            Self::OwnBoot => "no order is obeyed for another boot",
+            Self::SettledBeforeStart => "a start needs every earlier copy released or proven dead",
+            Self::TrueProof => "a proof of death is true",
+            Self::NoShotForTheApi => "trouble of the API alone shoots nobody",
+            Self::DeniedBeforeBreak => "access is denied before locks are broken",
+            Self::BrokenOfDead => "locks are broken of dead boots only",
+            Self::LockHeld => "a VM with a lock manager runs with its lock held",
+            Self::NotInUse => "nothing in use is deleted",
+            Self::NoShotAtEmpty => "a host on which nothing of ours runs is not shot",
+            Self::EpochOnce => "an epoch is started at most once",
+            Self::EpochRises => "epochs of a VM never fall",
+            Self::Converges => "what is wanted runs once faults have stopped",
+        }
+    }
+}
+
+/// A broken predicate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Milliseconds since second 0.
+    pub at: u64,
+    /// Which.
+    pub rule: Rule,
+    /// How.
+    pub text: String,
+}
+
+/// What has been found so far.
+#[derive(Clone, Debug, Default)]
+pub struct Oracle {
+    /// Broken predicates.
+    pub violations: Vec<Violation>,
+    /// Broken ones that no system could have kept (a lying device, a person's wrong word), told
+    /// and never silent.
+    pub excused: Vec<Violation>,
+    /// How often the situation of each predicate came up.
+    pub exercised: BTreeMap<Rule, u64>,
+    /// Epochs that were started, by VM uid.
+    pub started: BTreeMap<String, BTreeSet<i64>>,
+}
+
+impl Oracle {
+    /// The situation of a predicate came up; `broken` says how it is broken, if it is.
+    pub fn judge(&mut self, at: u64, rule: Rule, broken: Option<String>, excused: bool) {
+        *self.exercised.entry(rule).or_default() += 1;
+        let Some(text) = broken else { return };
+        let violation = Violation { at, rule, text };
+        let list = if excused { &mut self.excused } else { &mut self.violations };
+        // A double run goes on for seconds; it is told once.
+        if !list.iter().any(|v| v.rule == violation.rule && v.text == violation.text) {
+            list.push(violation);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Locks on disks, as their servers keep them.
+
+use std::collections::BTreeSet;
+
+use stockade_crds::v1alpha1::LockKind;
+
+use super::World;
+use super::event::{Doer, Seen, What};
+use super::io::Reach;
+use super::model::{DiskLock, Kernel, OpenDisk, QemuState, Queued};
+use super::qemu::Ending;
+use crate::oracle::Rule;
+
+/// sanlock: 8 · io time-out, and its watchdog.
+const SANLOCK_DEAD_MS: u64 = 140_000;
+
+impl World {
+    /// Takes the locks of a VM's disks for a process, all or none.
+    pub(super) fn take_locks(
+        &mut self,
+        host: &str,
+        pid: u64,
+        uid: &str,
+        vm: &str,
+        kind: LockKind,
+        disks: &[OpenDisk],
+        by: Doer,
+    ) -> Result<(), String> {
+        let Some(boot_id) = self.machines.get(host).map(|m| m.boot_id.clone()) else {
+            return Err("no such host".to_owned());
+        };
+        if !self.machines.get(host).is_some_and(|m| m.lock_daemon) {
+            return Err("the lock daemon does not answer".to_owned());
+        }
+        for OpenDisk { storage, path } in disks {
+            if !matches!(self.reach(host, storage), Reach::Yes | Reach::Slow) {
+                return Err(format!("the lock of {path} can't be asked for: {storage} is away"));
+            }
+            self.expire_locks(storage, path, host);
+            let held = self
+                .stores
+                .get(storage)
+                .and_then(|s| s.locks.get(path))
+                .and_then(|l| l.iter().find(|l| l.pid != pid || l.client != host));
+            if let Some(lock) = held {
+                return Err(format!("the lock of {path} is held by {}", lock.client));
+            }
+        }
+        for OpenDisk { storage, path } in disks {
+            if let Some(s) = self.stores.get_mut(storage) {
+                s.locks.entry(path.clone()).or_default().push(DiskLock {
+                    kind,
+                    client: host.to_owned(),
+                    boot_id: boot_id.clone(),
+                    pid,
+                    uid: uid.to_owned(),
+                    foreign: false,
+                });
+            }
+        }
+        if !disks.is_empty() {
+            self.emit(Seen::of(What::LockTake).vm(vm).host(host).holder(host).by(by));
+        }
+        Ok(())
+    }
+
+    /// A conflicting request lets the server drop locks of clients whose lease is over.
+    fn expire_locks(&mut self, storage: &str, path: &str, asking: &str) {
+        let now = self.now();
+        let Some(s) = self.stores.get_mut(storage) else { return };
+        let lease = s.lease_ms;
+        let clients = s.clients.clone();
+        let Some(locks) = s.locks.get_mut(path) else { return };
+        locks.retain(|l| {
+            let limit = if l.kind == LockKind::Sanlock { SANLOCK_DEAD_MS } else { lease };
+            let silent = clients
+                .get(&l.client)
+                .filter(|c| c.boot_id == l.boot_id)
+                .is_none_or(|c| now.saturating_sub(c.renewed) > limit);
+            l.foreign || l.client == asking || !silent
+        });
+    }
+
+    /// Whether a process may still write: one that started under a lock needs it still.
+    pub(super) fn lock_is_valid(&self, host: &str, storage: &str, path: &str, who: Queued) -> bool {
+        !who.guarded
+            || self
+                .stores
+                .get(storage)
+                .and_then(|s| s.locks.get(path))
+                .is_some_and(|l| l.iter().any(|l| l.pid == who.pid && l.client == host))
+    }
+
+    /// Lets go of the locks of a process, as far as their servers can be told.
+    pub(super) fn drop_locks(&mut self, host: &str, pid: u64, vm: &str) {
+        let mut dropped = false;
+        let names: Vec<String> = self.stores.keys().cloned().collect();
+        for name in names {
+            if !self.reach(host, &name).answers() {
+                continue;
+            }
+            let Some(store) = self.stores.get_mut(&name) else { continue };
+            for locks in store.locks.values_mut() {
+                let before = locks.len();
+                locks.retain(|l| l.pid != pid);
+                dropped |= locks.len() < before;
+            }
+        }
+        if dropped {
+            self.emit(Seen::of(What::LockRelease).vm(vm).host(host).holder(host));
+        }
+    }
+
+    /// The locks of processes that ended while the server was away go now.
+    pub(super) fn drop_orphans(&mut self, host: &str) {
+        let Some(m) = self.machines.get(host) else { return };
+        if m.kernel != Kernel::Up {
+            return;
+        }
+        let alive: Vec<u64> = m.qemus.values().map(|q| q.pid).collect();
+        let boot_id = m.boot_id.clone();
+        let orphans: BTreeSet<(u64, String)> = self
+            .stores
+            .values()
+            .flat_map(|s| s.locks.values().flatten())
+            .filter(|l| {
+                l.client == host && l.boot_id == boot_id && l.pid != 0 && !alive.contains(&l.pid)
+            })
+            .map(|l| (l.pid, l.uid.clone()))
+            .collect();
+        for (pid, uid) in orphans {
+            let vm = self.vm_names.get(&uid).cloned().unwrap_or_default();
+            self.drop_locks(host, pid, &vm);
+        }
+    }
+
+    /// Who holds the lock of a VM now: the first one's client.
+    #[must_use]
+    pub fn lock_holder(&self, uid: &str) -> Option<String> {
+        self.stores
+            .values()
+            .flat_map(|s| s.locks.values().flatten())
+            .filter(|l| l.uid == uid)
+            .map(|l| l.client.clone())
+            .next()
+    }
+
+    /// A further lock on a disk that nobody will release.
+    pub fn stale_lock(&mut self, path: &str, uid: &str, client: &str, foreign: bool) {
+        let Some(storage) = self.storage_of(path) else { return };
+        let boot_id =
+            self.machines.get(client).map_or_else(|| "foreign".to_owned(), |m| m.boot_id.clone());
+        if let Some(s) = self.stores.get_mut(&storage) {
+            s.locks.entry(path.to_owned()).or_default().push(DiskLock {
+                kind: LockKind::Virtlockd,
+                client: client.to_owned(),
+                boot_id,
+                pid: 0,
+                uid: uid.to_owned(),
+                foreign,
+            });
+        }
+        self.touch();
+    }
+
+    /// The client of a host says goodbye: its locks go.
+    pub(super) fn release_client(&mut self, host: &str) {
+        for store in self.stores.values_mut() {
+            store.clients.remove(host);
+            for locks in store.locks.values_mut() {
+                locks.retain(|l| l.client != host || l.foreign);
+            }
+        }
+    }
+
+    /// The kernels that are alive renew their leases.
+    pub(super) fn renew(&mut self, host: &str) {
+        let now = self.now();
+        let Some(m) = self.machines.get(host) else { return };
+        if m.kernel != Kernel::Up {
+            return;
+        }
+        let (boot_id, mounts) = (m.boot_id.clone(), m.mounts.clone());
+        for name in mounts {
+            if !self.reach(host, &name).answers() {
+                continue;
+            }
+            let Some(s) = self.stores.get_mut(&name) else { continue };
+            let client = s.clients.entry(host.to_owned()).or_default();
+            if client.boot_id != boot_id {
+                // A new boot of the same client: the server drops the old one's state.
+                boot_id.clone_into(&mut client.boot_id);
+                for locks in s.locks.values_mut() {
+                    locks.retain(|l| l.client != host || l.foreign || l.boot_id == boot_id);
+                }
+            }
+            client.renewed = now;
+        }
+    }
+
+    /// sanlock has not renewed for too long: it kills the VMs whose leases it holds.
+    pub(super) fn sanlock_kills(&mut self, host: &str, storage: &str) {
+        let Some(m) = self.machines.get(host) else { return };
+        let uids: Vec<String> = m
+            .qemus
+            .values()
+            .filter(|q| {
+                q.lock == Some(LockKind::Sanlock)
+                    && q.state != QemuState::Dying
+                    && q.disks.iter().any(|d| d.storage == storage)
+            })
+            .map(|q| q.uid.clone())
+            .collect();
+        for uid in uids {
+            self.end_qemu(host, &uid, Ending::Crashed);
+        }
+    }
+
+    /// Breaks the locks of a boot at the server.
+    pub fn break_locks(&mut self, storage: &str, host: &str, boot_id: &str) -> Result<(), String> {
+        let now = self.now();
+        let at = self.since_zero();
+        let Some(s) = self.stores.get(storage) else { return Err("no such storage".to_owned()) };
+        let of_boot = |l: &DiskLock| l.client == host && l.boot_id == boot_id && !l.foreign;
+        let sanlock =
+            s.locks.values().flatten().any(|l| of_boot(l) && l.kind == LockKind::Sanlock);
+        let silent = now.saturating_sub(s.clients.get(host).map_or(0, |c| c.renewed));
+        let limit = if sanlock { SANLOCK_DEAD_MS } else { s.lease_ms };
+        let any = s.locks.values().flatten().any(of_boot);
+        if any && (sanlock || !s.obeys) && silent <= limit {
+            let left = (limit - silent).div_ceil(1000) + 1;
+            return Err(format!("wait {left} seconds, until the lease of {host} is over"));
+        }
+        let alive = self
+            .machines
+            .get(host)
+            .is_some_and(|m| m.boot_id == boot_id && matches!(m.kernel, Kernel::Up | Kernel::Hung));
+        let renewed_after = alive && s.clients.get(host).is_some_and(|c| now < c.renewed + 2_000);
+        let denied = s.denied.contains_key(host) || !alive;
+        let obeys = s.obeys;
+        let key = (host.to_owned(), boot_id.to_owned());
+        let excused = self.lied.contains(&key) || self.human.contains(&key);
+        if any && obeys {
+            let broken = (!denied && renewed_after)
+                .then(|| format!("locks of {host} on {storage} were broken before it was denied"));
+            self.oracle.judge(at, Rule::DeniedBeforeBreak, broken, false);
+            let broken =
+                alive.then(|| format!("locks of {host} on {storage} were broken while it lives"));
+            self.oracle.judge(at, Rule::BrokenOfDead, broken, excused);
+        }
+        let mut uids = Vec::new();
+        if let Some(s) = self.stores.get_mut(storage) {
+            for locks in s.locks.values_mut() {
+                locks.retain(|l| {
+                    let goes = l.client == host && l.boot_id == boot_id && !l.foreign;
+                    if goes {
+                        uids.push(l.uid.clone());
+                    }
+                    !goes
+                });
+            }
+        }
+        uids.sort();
+        uids.dedup();
+        for uid in uids {
+            let mut seen =
+                Seen::of(What::LockBreak).host(host).holder(host).by(Doer::Controller);
+            seen.vm = self.vm_names.get(&uid).cloned();
+            self.emit(seen);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! Live moves, as the source's hypervisor makes them.
+
+use std::sync::Arc;
+
+use stockade_crds::v1alpha1::DomainSpec;
+use stockade_host::error::{HostError, HostResult};
+use stockade_host::ports::MigrateRequest;
+
+use super::event::{Doer, Seen, What};
+use super::model::{Fail, FailAs, FailOp, Kernel, Net, QemuState, Stage};
+use super::qemu::Ending;
+use super::{Sim, World};
+
+/// Steps in which the copy looks around.
+const STEP_MS: u64 = 250;
+
+/// The target makes ready to take a domain in.
+pub(crate) async fn prepare(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> HostResult<()> {
+    sim.latency(&format!("move/{host}"), 50, 200).await;
+    let made = sim.lock().make_qemu(host, order, QemuState::Incoming);
+    made.map(|_| ()).map_err(|why| HostError::failed("prepare", &order.vm.name, why))
+}
+
+/// Moves a domain; returns when it is over.
+pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> HostResult<()> {
+    let (uid, to) = (r.vm_uid.as_str(), r.peer.as_str());
+    let failed = |why: &str| HostError::failed("migrate", &r.name, why);
+    sim.latency(&format!("move/{host}"), 50, 200).await;
+    let (vm, pid, copy_ms, fail) = {
+        let mut w = sim.lock();
+        let q = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
+        let Some(q) = q else { return Err(failed("it does not run here")) };
+        if q.state != QemuState::Running {
+            return Err(failed("its vCPUs do not run"));
+        }
+        q.moving_to = Some(to.to_owned());
+        q.abort = false;
+        let (vm, pid) = (q.vm.clone(), q.pid);
+        w.emit(Seen::of(What::Migrate).vm(&vm).host(host).to(to).by(Doer::Agent));
+        let copy_ms = w.profile(&vm).migrate_ms;
+        let fail = w.take_fail(FailOp::Migrate, &vm, host);
+        (vm, pid, copy_ms, fail)
+    };
+    let at = |stage: Stage| fail.as_ref().filter(|f| f.stage == stage).map(|f: &Fail| f.how);
+    if at(Stage::Before) == Some(FailAs::Error) {
+        return Err(failed_move(sim, host, &vm, uid, to, "it failed before anything was copied"));
+    }
+    let mut copied = 0;
+    while copied < copy_ms {
+        sim.wait(STEP_MS.min(copy_ms - copied)).await;
+        copied += STEP_MS;
+        let why = sim.lock().move_trouble(host, uid, pid, to);
+        if let Some(why) = why {
+            return Err(failed_move(sim, host, &vm, uid, to, why));
+        }
+        match at(Stage::Copying) {
+            Some(FailAs::Hang) => std::future::pending::<()>().await,
+            Some(FailAs::Error) if copied >= copy_ms / 2 => {
+                return Err(failed_move(sim, host, &vm, uid, to, "the copy failed"));
+            }
+            _ => {}
+        }
+    }
+    let switched = sim.lock().switch_over(host, uid, to, r.leave_paused);
+    if let Err(why) = switched {
+        return Err(failed_move(sim, host, &vm, uid, to, &why));
+    }
+    match at(Stage::Switched) {
+        Some(FailAs::Error) => {
+            sim.lock().end_qemu(to, uid, Ending::Crashed);
+            return Err(HostError::unknown("migrate", vm, "the target's copy died"));
+        }
+        Some(FailAs::Hang) => std::future::pending::<()>().await,
+        _ => {}
+    }
+    sim.lock().emit(Seen::of(What::Migrated).vm(&vm).host(host).to(to));
+    if fail.is_some_and(|f| f.how == FailAs::Unknown) {
+        return Err(HostError::unknown("migrate", vm, "the answer is lost"));
+    }
+    Ok(())
+}
+
+fn failed_move(sim: &Arc<Sim>, host: &str, vm: &str, uid: &str, to: &str, why: &str) -> HostError {
+    let mut w = sim.lock();
+    if let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
+        q.moving_to = None;
+    }
+    let incoming = w
+        .machines
+        .get(to)
+        .and_then(|m| m.qemus.get(uid))
+        .is_some_and(|q| q.state == QemuState::Incoming);
+    if incoming {
+        w.end_qemu(to, uid, Ending::Failed);
+    }
+    w.emit(Seen::of(What::MigrateFailed).vm(vm).host(host).to(to).detail(why));
+    HostError::failed("migrate", vm, why)
+}
+
+impl World {
+    fn move_trouble(&self, host: &str, uid: &str, pid: u64, to: &str) -> Option<&'static str> {
+        let (Some(from), Some(target)) = (self.machines.get(host), self.machines.get(to)) else {
+            return Some("no such host");
+        };
+        let Some(q) = from.qemus.get(uid).filter(|q| q.pid == pid) else {
+            return Some("the source's process is gone");
+        };
+        if q.abort {
+            return Some("it was aborted");
+        }
+        if target.kernel != Kernel::Up || !from.whole(Net::Migration) || !target.whole(Net::Migration)
+        {
+            return Some("the target does not answer");
+        }
+        let ready = target.qemus.get(uid).is_some_and(|q| q.state == QemuState::Incoming);
+        (!ready).then_some("the target has not prepared it")
+    }
+
+    /// The source stops, the lock goes over, the target has everything.
+    fn switch_over(&mut self, host: &str, uid: &str, to: &str, paused: bool) -> Result<(), String> {
+        let source = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
+        let Some(source) = source else { return Err("the source is gone".to_owned()) };
+        source.state = QemuState::Switched;
+        let (pid, vm, knows, lock, disks) = (
+            source.pid,
+            source.vm.clone(),
+            source.knows.clone(),
+            source.lock,
+            source.disks.clone(),
+        );
+        let target = self.machines.get_mut(to).and_then(|m| m.qemus.get_mut(uid));
+        let Some(target) = target else { return Err("the target is gone".to_owned()) };
+        target.state = QemuState::Switched;
+        target.knows = knows;
+        let target_pid = target.pid;
+        if let Some(kind) = lock {
+            self.drop_locks(host, pid, &vm);
+            if let Err(why) =
+                self.take_locks(to, target_pid, uid, &vm, kind, &disks, Doer::Agent)
+            {
+                // libvirt gives the lock back to the source and resumes it.
+                let again = self.take_locks(host, pid, uid, &vm, kind, &disks, Doer::Agent);
+                if again.is_ok() {
+                    self.execute(host, uid);
+                }
+                return Err(why);
+            }
+        }
+        self.end_qemu(host, uid, Ending::Migrated);
+        if paused {
+            self.tell(to, uid, None);
+        } else {
+            self.execute(to, uid);
+        }
+        Ok(())
+    }
+}

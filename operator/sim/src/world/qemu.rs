@@ -1,0 +1,404 @@
+//! Processes of VMs: starts, ends, and what the hypervisor's daemon tells.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use stockade_crds::v1alpha1::DomainSpec;
+use stockade_host::error::{HostError, HostResult};
+use stockade_host::ports::{HypervisorEvent, Started, StopReason};
+
+use super::event::{Doer, Seen, What};
+use super::model::{FailAs, FailOp, Kernel, OpenDisk, Qemu, QemuState};
+use super::{Sim, World};
+use crate::oracle::Rule;
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest shut down.
+    Shutdown,
+    /// It was killed by a call.
+    Killed(Doer),
+    /// It died.
+    Crashed,
+    /// It left by a live move.
+    Migrated,
+    /// Its start did not come to an end.
+    Failed,
+}
+
+impl World {
+    /// Tells the agent about a domain, if the daemon works.
+    pub(super) fn tell(&self, host: &str, uid: &str, stopped: Option<StopReason>) {
+        if let Some(m) = self.machines.get(host)
+            && m.libvirt_up
+            && let Some(news) = &m.news
+        {
+            // An agent that is gone hears nothing.
+            let _ = news.send(HypervisorEvent::Domain { uuid: uid.to_owned(), stopped });
+        }
+    }
+
+    /// Tells the agent that the connection is lost or there again.
+    pub(super) fn tell_connection(&self, host: &str, up: bool) {
+        if let Some(news) = self.machines.get(host).and_then(|m| m.news.as_ref()) {
+            let _ = news.send(HypervisorEvent::Connection { up });
+        }
+        self.touch();
+    }
+
+    /// A process is gone.
+    pub fn end_qemu(&mut self, host: &str, uid: &str, how: Ending) {
+        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.remove(uid)) else { return };
+        self.drop_locks(host, q.pid, &q.vm);
+        let (seen, reason) = match how {
+            Ending::Shutdown => (Some(Seen::of(What::Exit)), StopReason::Shutdown),
+            Ending::Killed(by) => (Some(Seen::of(What::Kill).by(by)), StopReason::Destroyed),
+            Ending::Crashed => (Some(Seen::of(What::Exit).detail("died")), StopReason::Crashed),
+            Ending::Migrated => (None, StopReason::Migrated),
+            Ending::Failed => (None, StopReason::Failed),
+        };
+        if let Some(seen) = seen {
+            self.emit(seen.vm(&q.vm).host(host));
+        }
+        self.tell(host, uid, Some(reason));
+    }
+
+    /// A process dies by itself.
+    pub fn kill_process(&mut self, host: &str, uid: &str) {
+        self.end_qemu(host, uid, Ending::Crashed);
+    }
+
+    /// Names of the hosts that execute a VM's vCPUs.
+    #[must_use]
+    pub fn executing(&self, uid: &str) -> Vec<String> {
+        self.machines
+            .values()
+            .filter(|m| {
+                m.executes() && m.qemus.get(uid).is_some_and(|q| q.state == QemuState::Running)
+            })
+            .map(|m| m.name.clone())
+            .collect()
+    }
+
+    /// Judges that a VM runs once.
+    pub(super) fn judge_copies(&mut self, uid: &str) {
+        let at = self.since_zero();
+        let hosts = self.executing(uid);
+        let copies: Vec<&Qemu> =
+            hosts.iter().filter_map(|h| self.machines.get(h)?.qemus.get(uid)).collect();
+        let ours = copies.iter().filter(|q| !q.unlocked).count();
+        let excused = (ours <= 1 && copies.len() > ours)
+            || hosts.iter().any(|h| {
+                self.machines.get(h).is_some_and(|m| self.untrue(h, &m.boot_id))
+            });
+        let vm = self.vm_names.get(uid).cloned().unwrap_or_else(|| uid.to_owned());
+        let broken = (hosts.len() > 1).then(|| format!("{vm} runs on {}", hosts.join(" and ")));
+        self.oracle.judge(at, Rule::OneCopy, broken, excused);
+    }
+
+    /// Whether a device or a person told an untruth about a boot.
+    pub(super) fn untrue(&self, host: &str, boot_id: &str) -> bool {
+        let key = (host.to_owned(), boot_id.to_owned());
+        self.lied.contains(&key) || self.human.contains(&key)
+    }
+
+    /// vCPUs of a process begin to run, or go on.
+    pub(super) fn execute(&mut self, host: &str, uid: &str) {
+        let at = self.since_zero();
+        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else { return };
+        q.state = QemuState::Running;
+        let (vm, knows, unlocked) = (q.vm.clone(), q.knows.clone(), q.unlocked);
+        let stale = knows
+            .iter()
+            .find(|(path, known)| self.disks.get(*path).is_some_and(|d| d.version > **known));
+        let broken = stale.map(|(path, _)| format!("{vm} on {host}: memory is older than {path}"));
+        self.oracle.judge(at, Rule::FreshMemory, broken, unlocked);
+        self.judge_copies(uid);
+        self.tell(host, uid, None);
+        self.touch();
+    }
+
+    /// Judges an order at the moment its process is made.
+    fn judge_start(&mut self, host: &str, order: &DomainSpec) {
+        let at = self.since_zero();
+        let uid = &order.vm.uid;
+        let vm = &order.vm.name;
+        let Some(m) = self.machines.get(host) else { return };
+        let wrong = order.boot_id != m.boot_id || order.host_uid != m.uid;
+        let broken = wrong.then(|| format!("{vm}: {host} obeyed an order of boot {}", order.boot_id));
+        self.oracle.judge(at, Rule::OwnBoot, broken, false);
+        let mut undone = None;
+        let mut excused = false;
+        for other in self.machines.values().filter(|o| o.name != host) {
+            if matches!(other.kernel, Kernel::Off | Kernel::Booting) {
+                continue;
+            }
+            let there = other.qemus.get(uid);
+            let queued = other.queued.iter().any(|((_, path), w)| {
+                w.epoch < order.epoch && order.machine.disks.iter().any(|d| d.path == *path)
+            });
+            if there.is_some() || queued {
+                undone = Some(format!("{vm} started on {host}, not released on {}", other.name));
+                excused |= there.is_some_and(|q| q.unlocked)
+                    || self.untrue(&other.name, &other.boot_id);
+            }
+        }
+        self.oracle.judge(at, Rule::SettledBeforeStart, undone, excused);
+        let epochs = self.oracle.started.entry(uid.clone()).or_default();
+        let twice = !epochs.insert(order.epoch);
+        let fell = epochs.last().is_some_and(|last| *last > order.epoch);
+        let text = twice.then(|| format!("{vm}: epoch {} was started twice", order.epoch));
+        self.oracle.judge(at, Rule::EpochOnce, text, false);
+        let text = fell.then(|| format!("{vm}: epoch {} after a higher one", order.epoch));
+        self.oracle.judge(at, Rule::EpochRises, text, false);
+    }
+
+    /// What stands against a start of this order on a host.
+    fn refuses(&self, host: &str, order: &DomainSpec) -> Option<String> {
+        let m = self.machines.get(host)?;
+        let uid = &order.vm.uid;
+        if m.qemus.contains_key(uid) {
+            return Some(format!("a domain with UUID {uid} exists already"));
+        }
+        let open = m.durable.journal.vms.get(uid).is_some_and(|j| {
+            j.open && j.epoch == order.epoch && j.boot_id == m.boot_id
+        });
+        if !open {
+            return Some("the hook refused it: no open order".to_owned());
+        }
+        for disk in &order.machine.disks {
+            if !m.mounts.contains(&disk.storage) {
+                return Some(format!("{}: no such file", disk.path));
+            }
+            if !self.reach(host, &disk.storage).answers() {
+                return Some(format!("{}: the storage does not answer", disk.path));
+            }
+            if !self.disks.get(&disk.path).is_some_and(|d| d.exists) {
+                return Some(format!("{}: no such file", disk.path));
+            }
+        }
+        None
+    }
+
+    /// Makes the process of an order; its vCPUs do not run yet.
+    pub(super) fn make_qemu(
+        &mut self,
+        host: &str,
+        order: &DomainSpec,
+        state: QemuState,
+    ) -> Result<u64, String> {
+        if let Some(why) = self.refuses(host, order) {
+            return Err(why);
+        }
+        let pid = self.pid();
+        let disks: Vec<OpenDisk> = order
+            .machine
+            .disks
+            .iter()
+            .filter(|d| !d.read_only)
+            .map(|d| OpenDisk { path: d.path.clone(), storage: d.storage.clone() })
+            .collect();
+        if let Some(kind) = order.machine.lock
+            && state == QemuState::Launching
+        {
+            let vm = order.vm.name.clone();
+            self.take_locks(host, pid, &order.vm.uid, &vm, kind, &disks, Doer::Agent)?;
+        }
+        self.vm_names.insert(order.vm.uid.clone(), order.vm.name.clone());
+        if state == QemuState::Launching {
+            self.judge_start(host, order);
+        }
+        let qemu = Qemu {
+            pid,
+            uid: order.vm.uid.clone(),
+            name: stockade_crds::names::domain_name(&order.vm.namespace, &order.vm.name),
+            vm: order.vm.name.clone(),
+            epoch: order.epoch,
+            state,
+            by: Doer::Agent,
+            unlocked: false,
+            lock: order.machine.lock,
+            disks,
+            cores: order.machine.cores,
+            memory_mib: order.machine.memory_mib,
+            knows: BTreeMap::new(),
+            moving_to: None,
+            abort: false,
+            asked: false,
+        };
+        if let Some(m) = self.machines.get_mut(host) {
+            m.qemus.insert(order.vm.uid.clone(), qemu);
+        }
+        Ok(pid)
+    }
+
+    /// The guest of a new process boots: it knows its disks as they are.
+    fn boot_guest(&mut self, host: &str, uid: &str) {
+        let disks = self.disks.iter().map(|(p, d)| (p.clone(), d.version)).collect::<BTreeMap<_, _>>();
+        if let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
+            q.knows = q.disks.iter().map(|d| (d.path.clone(), disks.get(&d.path).copied().unwrap_or(0))).collect();
+        }
+        self.execute(host, uid);
+    }
+
+    /// Someone starts a VM behind Stockade's back, past the hook; `unlocked`: past the lock too.
+    ///
+    /// # Errors
+    /// Why libvirt or the lock manager refused.
+    pub fn virsh_start(
+        &mut self,
+        host: &str,
+        order: &DomainSpec,
+        unlocked: bool,
+    ) -> Result<(), String> {
+        let Some(m) = self.machines.get(host) else { return Err("no such host".to_owned()) };
+        if m.kernel != Kernel::Up || m.qemus.contains_key(&order.vm.uid) {
+            return Err(format!("{host} can't start it"));
+        }
+        let pid = self.pid();
+        let disks: Vec<OpenDisk> = order
+            .machine
+            .disks
+            .iter()
+            .map(|d| OpenDisk { path: d.path.clone(), storage: d.storage.clone() })
+            .collect();
+        let lock = order.machine.lock.filter(|_| !unlocked);
+        if let Some(kind) = lock {
+            let (uid, vm) = (order.vm.uid.clone(), order.vm.name.clone());
+            self.take_locks(host, pid, &uid, &vm, kind, &disks, Doer::Virsh)?;
+        }
+        let uid = order.vm.uid.clone();
+        self.vm_names.insert(uid.clone(), order.vm.name.clone());
+        let qemu = Qemu {
+            pid,
+            uid: uid.clone(),
+            name: stockade_crds::names::domain_name(&order.vm.namespace, &order.vm.name),
+            vm: order.vm.name.clone(),
+            epoch: order.epoch,
+            state: QemuState::Launching,
+            by: Doer::Virsh,
+            unlocked: unlocked || lock.is_none(),
+            lock,
+            disks,
+            cores: order.machine.cores,
+            memory_mib: order.machine.memory_mib,
+            knows: BTreeMap::new(),
+            moving_to: None,
+            abort: false,
+            asked: false,
+        };
+        if let Some(m) = self.machines.get_mut(host) {
+            m.qemus.insert(uid.clone(), qemu);
+        }
+        self.emit(Seen::of(What::Start).vm(&order.vm.name).host(host).by(Doer::Virsh));
+        self.boot_guest(host, &uid);
+        Ok(())
+    }
+}
+
+/// A daemon's job: the start of an order.
+pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> HostResult<Started> {
+    let uid = order.vm.uid.as_str();
+    let vm = order.vm.name.as_str();
+    let boot = sim.lock().machines.get(host).map_or(0, |m| m.boot_no);
+    let same = |w: &World| w.machines.get(host).is_some_and(|m| m.boot_no == boot);
+    sim.latency(&format!("start/{host}"), 100, 500).await;
+    let failure = sim.lock().take_fail(FailOp::Start, vm, host);
+    if let Some(f) = &failure {
+        match f.how {
+            FailAs::Error => {
+                let why = "the hypervisor failed it";
+                let seen = Seen::of(What::StartFailed).vm(vm).host(host).by(Doer::Agent);
+                sim.lock().emit(seen.detail(why));
+                return Err(HostError::failed("start", vm, why));
+            }
+            FailAs::Hang => std::future::pending::<()>().await,
+            FailAs::Unknown => {}
+        }
+    }
+    let made = {
+        let mut w = sim.lock();
+        if !same(&w) {
+            return Err(HostError::unknown("start", vm, "the host went down"));
+        }
+        let made = w.make_qemu(host, order, QemuState::Launching);
+        if let Err(why) = &made {
+            let seen = Seen::of(What::StartFailed).vm(vm).host(host).by(Doer::Agent);
+            w.emit(seen.detail(why.clone()));
+        }
+        made
+    };
+    let pid = made.map_err(|why| HostError::failed("start", vm, why))?;
+    sim.latency(&format!("start/{host}"), 200, 500).await;
+    {
+        let mut w = sim.lock();
+        let there = w.machines.get(host).and_then(|m| m.qemus.get(uid)).is_some_and(|q| q.pid == pid);
+        if !there {
+            return Err(HostError::failed("start", vm, "its process ended"));
+        }
+        let held = order.machine.lock.is_none()
+            || order.machine.disks.is_empty()
+            || w.lock_holder(uid).as_deref() == Some(host);
+        let at = w.since_zero();
+        let broken = (!held).then(|| format!("{vm} runs on {host} without its lock"));
+        w.oracle.judge(at, Rule::LockHeld, broken, false);
+        w.emit(Seen::of(What::Start).vm(vm).host(host).by(Doer::Agent));
+        w.boot_guest(host, uid);
+    }
+    if failure.is_some() {
+        return Err(HostError::unknown("start", vm, "the answer is lost"));
+    }
+    Ok(Started { machine_type: "pc-q35-9.2".to_owned(), cpu_model: "Skylake-Server".to_owned() })
+}
+
+/// A daemon's job: a guest's clean shutdown, until it has ended.
+pub(crate) fn shutdown(sim: &Arc<Sim>, host: &str, uid: &str, by: Doer) {
+    let mut w = sim.lock();
+    let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else { return };
+    if q.asked {
+        return;
+    }
+    q.asked = true;
+    let (pid, vm) = (q.pid, q.vm.clone());
+    w.emit(Seen::of(What::Stop).vm(&vm).host(host).by(by));
+    if w.take_fail(FailOp::Stop, &vm, host).is_some() {
+        w.emit(Seen::of(What::StopFailed).vm(&vm).host(host).detail("the guest ignores it"));
+        return;
+    }
+    let wait = w.profile(&vm).stop_ms;
+    let (host, uid) = (host.to_owned(), uid.to_owned());
+    w.spawn(|sim| async move {
+        sim.wait(wait).await;
+        let mut w = sim.lock();
+        let same = w.machines.get(&host).is_some_and(|m| {
+            m.executes()
+                && m.qemus.get(&uid).is_some_and(|q| q.pid == pid && q.state == QemuState::Running)
+        });
+        if same {
+            w.end_qemu(&host, &uid, Ending::Shutdown);
+        }
+    });
+}
+
+/// A daemon's job: SIGKILL.
+pub(crate) async fn kill(sim: &Arc<Sim>, host: &str, uid: &str, epoch: i64, by: Doer) -> HostResult<()> {
+    sim.latency(&format!("kill/{host}"), 50, 150).await;
+    let mut w = sim.lock();
+    let Some(q) = w.machines.get(host).and_then(|m| m.qemus.get(uid)) else { return Ok(()) };
+    if epoch != 0 && q.epoch != epoch {
+        return Ok(());
+    }
+    let vm = q.vm.clone();
+    if let Some(f) = w.take_fail(FailOp::Kill, &vm, host)
+        && f.how != FailAs::Unknown
+    {
+        if let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
+            q.state = QemuState::Dying;
+        }
+        w.emit(Seen::of(What::StopFailed).vm(&vm).host(host).by(by).detail("survives SIGKILL"));
+        return Err(HostError::failed("kill", vm, "the process does not die"));
+    }
+    w.end_qemu(host, uid, Ending::Killed(by));
+    Ok(())
+}
