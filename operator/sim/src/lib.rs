@@ -1,5 +1,8 @@
 //! In-process API and simulated hosts for the real controller and agents.
 
+pub mod host;
 pub mod kube;
+pub mod oracle;
 pub mod rng;
 pub mod scenario;
+pub mod world;

@@ -259,11 +259,7 @@ impl Hypervisor for SimHypervisor {
             self.daemon("lock").await?;
             let kind = self.with_qemu(vm_uid, |q| q.lock).flatten();
             let holder = self.0.sim.lock().lock_holder(vm_uid).unwrap_or_default();
-            Ok(kind.map(|manager| LockReport {
-                manager,
-                held: holder == self.0.host,
-                holder,
-            }))
+            Ok(kind.map(|manager| LockReport { manager, held: holder == self.0.host, holder }))
         }
         .boxed()
     }
@@ -291,7 +287,8 @@ impl Hypervisor for SimHypervisor {
         async move {
             self.0.enter(2, 10).await;
             let mut w = self.0.sim.lock();
-            let mounted = |m: &crate::world::model::Machine, l: &AgentLock| m.mounts.contains(&l.storage);
+            let mounted =
+                |m: &crate::world::model::Machine, l: &AgentLock| m.mounts.contains(&l.storage);
             let Some(m) = w.machines.get_mut(&self.0.host) else { return Ok(false) };
             m.lock_manager = lock.cloned();
             let ready = lock.is_none_or(|l| m.lock_daemon && mounted(m, l));

@@ -77,8 +77,7 @@ impl MachinePort for SimMachine {
     }
 
     fn going_down_changed(&self) -> BoxFuture<'_, ()> {
-        let notify =
-            self.0.sim.lock().machines.get(&self.0.host).map(|m| m.down_changed.clone());
+        let notify = self.0.sim.lock().machines.get(&self.0.host).map(|m| m.down_changed.clone());
         async move {
             match notify {
                 Some(notify) => notify.notified().await,

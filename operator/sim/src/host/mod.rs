@@ -51,3 +51,6 @@ pub fn agent_ports(sim: &Arc<Sim>, host: &str, gate: &Gate) -> AgentPorts {
 pub fn true_clock(sim: &Arc<Sim>) -> Arc<dyn stockade_host::ports::Clock> {
     Arc::new(machine::SimClock { sim: sim.clone(), host: None })
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,11 @@ impl SimStorage {
             let w = self.0.sim.lock();
             w.machines.get(&self.0.host).is_some_and(|m| m.mounts.contains(&storage))
         };
-        if mounted { Ok(()) } else { Err(HostError::failed(op, disk, "its storage is not mounted")) }
+        if mounted {
+            Ok(())
+        } else {
+            Err(HostError::failed(op, disk, "its storage is not mounted"))
+        }
     }
 }
 

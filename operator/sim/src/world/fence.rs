@@ -131,7 +131,8 @@ impl World {
     fn judge_shot(&mut self, host: &str) {
         let at = self.since_zero();
         let beyond = self.fault_beyond_api;
-        let broken = (!beyond).then(|| format!("{host} was shot though only the API was in trouble"));
+        let broken =
+            (!beyond).then(|| format!("{host} was shot though only the API was in trouble"));
         self.oracle.judge(at, Rule::NoShotForTheApi, broken, false);
         let Some(m) = self.machines.get(host) else { return };
         // Of a kernel that is down the processes are gone already: nothing to judge.
@@ -158,7 +159,8 @@ impl World {
         if proof == "Human" && lives {
             self.human.insert(key.clone());
         }
-        let broken = false_proof.then(|| format!("{host}: proof {proof}, but boot {boot_id} lives"));
+        let broken =
+            false_proof.then(|| format!("{host}: proof {proof}, but boot {boot_id} lives"));
         let excused = self.lied.contains(&key);
         self.oracle.judge(at, Rule::TrueProof, broken, excused);
     }

@@ -99,8 +99,7 @@ impl World {
                     }
                     Reach::Cut => {
                         if let Some(m) = self.machines.get_mut(host) {
-                            m.queued
-                                .insert((disk.storage.clone(), disk.path.clone()), queued);
+                            m.queued.insert((disk.storage.clone(), disk.path.clone()), queued);
                         }
                     }
                     // The guest gets an I/O error.
@@ -182,9 +181,7 @@ impl World {
     /// Whether nothing of a path waits in the client of a host any more.
     pub fn drained(&mut self, host: &str, path: &str) -> bool {
         self.flush(host);
-        self.machines
-            .get(host)
-            .is_none_or(|m| !m.queued.keys().any(|(_, p)| p == path))
+        self.machines.get(host).is_none_or(|m| !m.queued.keys().any(|(_, p)| p == path))
     }
 
     /// What a storage does to hosts that have lost it: o2cb resets them, sanlock kills VMs.

@@ -174,7 +174,7 @@ impl World {
     }
 
     /// The kernels that are alive renew their leases.
-    pub(super) fn renew(&mut self, host: &str) {
+    pub(crate) fn renew(&mut self, host: &str) {
         let now = self.now();
         let Some(m) = self.machines.get(host) else { return };
         if m.kernel != Kernel::Up {
@@ -222,8 +222,7 @@ impl World {
         let at = self.since_zero();
         let Some(s) = self.stores.get(storage) else { return Err("no such storage".to_owned()) };
         let of_boot = |l: &DiskLock| l.client == host && l.boot_id == boot_id && !l.foreign;
-        let sanlock =
-            s.locks.values().flatten().any(|l| of_boot(l) && l.kind == LockKind::Sanlock);
+        let sanlock = s.locks.values().flatten().any(|l| of_boot(l) && l.kind == LockKind::Sanlock);
         let silent = now.saturating_sub(s.clients.get(host).map_or(0, |c| c.renewed));
         let limit = if sanlock { SANLOCK_DEAD_MS } else { s.lease_ms };
         let any = s.locks.values().flatten().any(of_boot);
@@ -263,8 +262,7 @@ impl World {
         uids.sort();
         uids.dedup();
         for uid in uids {
-            let mut seen =
-                Seen::of(What::LockBreak).host(host).holder(host).by(Doer::Controller);
+            let mut seen = Seen::of(What::LockBreak).host(host).holder(host).by(Doer::Controller);
             seen.vm = self.vm_names.get(&uid).cloned();
             self.emit(seen);
         }

@@ -214,7 +214,8 @@ impl World {
 
     /// The failure that meets this operation, if one is in store; it is used up by one.
     pub(crate) fn take_fail(&mut self, op: FailOp, vm: &str, host: &str) -> Option<Fail> {
-        let meets = |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
+        let meets =
+            |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
         let index = self
             .fails
             .iter()

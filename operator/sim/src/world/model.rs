@@ -259,7 +259,10 @@ impl Machine {
     #[must_use]
     pub fn powered(&self) -> bool {
         self.switch
-            && !self.levels.iter().any(|l| !l.is_empty() && l.iter().all(|d| self.cut_by.contains(d)))
+            && !self
+                .levels
+                .iter()
+                .any(|l| !l.is_empty() && l.iter().all(|d| self.cut_by.contains(d)))
     }
 
     /// Whether vCPUs can run.

@@ -108,7 +108,9 @@ impl World {
         if q.abort {
             return Some("it was aborted");
         }
-        if target.kernel != Kernel::Up || !from.whole(Net::Migration) || !target.whole(Net::Migration)
+        if target.kernel != Kernel::Up
+            || !from.whole(Net::Migration)
+            || !target.whole(Net::Migration)
         {
             return Some("the target does not answer");
         }
@@ -135,9 +137,7 @@ impl World {
         let target_pid = target.pid;
         if let Some(kind) = lock {
             self.drop_locks(host, pid, &vm);
-            if let Err(why) =
-                self.take_locks(to, target_pid, uid, &vm, kind, &disks, Doer::Agent)
-            {
+            if let Err(why) = self.take_locks(to, target_pid, uid, &vm, kind, &disks, Doer::Agent) {
                 // libvirt gives the lock back to the source and resumes it.
                 let again = self.take_locks(host, pid, uid, &vm, kind, &disks, Doer::Agent);
                 if again.is_ok() {

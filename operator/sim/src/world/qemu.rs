@@ -89,9 +89,9 @@ impl World {
             hosts.iter().filter_map(|h| self.machines.get(h)?.qemus.get(uid)).collect();
         let ours = copies.iter().filter(|q| !q.unlocked).count();
         let excused = (ours <= 1 && copies.len() > ours)
-            || hosts.iter().any(|h| {
-                self.machines.get(h).is_some_and(|m| self.untrue(h, &m.boot_id))
-            });
+            || hosts
+                .iter()
+                .any(|h| self.machines.get(h).is_some_and(|m| self.untrue(h, &m.boot_id)));
         let vm = self.vm_names.get(uid).cloned().unwrap_or_else(|| uid.to_owned());
         let broken = (hosts.len() > 1).then(|| format!("{vm} runs on {}", hosts.join(" and ")));
         self.oracle.judge(at, Rule::OneCopy, broken, excused);
@@ -106,7 +106,9 @@ impl World {
     /// vCPUs of a process begin to run, or go on.
     pub(super) fn execute(&mut self, host: &str, uid: &str) {
         let at = self.since_zero();
-        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else { return };
+        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else {
+            return;
+        };
         q.state = QemuState::Running;
         let (vm, knows, unlocked) = (q.vm.clone(), q.knows.clone(), q.unlocked);
         let stale = knows
@@ -126,7 +128,8 @@ impl World {
         let vm = &order.vm.name;
         let Some(m) = self.machines.get(host) else { return };
         let wrong = order.boot_id != m.boot_id || order.host_uid != m.uid;
-        let broken = wrong.then(|| format!("{vm}: {host} obeyed an order of boot {}", order.boot_id));
+        let broken =
+            wrong.then(|| format!("{vm}: {host} obeyed an order of boot {}", order.boot_id));
         self.oracle.judge(at, Rule::OwnBoot, broken, false);
         let mut undone = None;
         let mut excused = false;
@@ -140,8 +143,8 @@ impl World {
             });
             if there.is_some() || queued {
                 undone = Some(format!("{vm} started on {host}, not released on {}", other.name));
-                excused |= there.is_some_and(|q| q.unlocked)
-                    || self.untrue(&other.name, &other.boot_id);
+                excused |=
+                    there.is_some_and(|q| q.unlocked) || self.untrue(&other.name, &other.boot_id);
             }
         }
         self.oracle.judge(at, Rule::SettledBeforeStart, undone, excused);
@@ -161,9 +164,12 @@ impl World {
         if m.qemus.contains_key(uid) {
             return Some(format!("a domain with UUID {uid} exists already"));
         }
-        let open = m.durable.journal.vms.get(uid).is_some_and(|j| {
-            j.open && j.epoch == order.epoch && j.boot_id == m.boot_id
-        });
+        let open = m
+            .durable
+            .journal
+            .vms
+            .get(uid)
+            .is_some_and(|j| j.open && j.epoch == order.epoch && j.boot_id == m.boot_id);
         if !open {
             return Some("the hook refused it: no open order".to_owned());
         }
@@ -235,9 +241,14 @@ impl World {
 
     /// The guest of a new process boots: it knows its disks as they are.
     fn boot_guest(&mut self, host: &str, uid: &str) {
-        let disks = self.disks.iter().map(|(p, d)| (p.clone(), d.version)).collect::<BTreeMap<_, _>>();
+        let disks =
+            self.disks.iter().map(|(p, d)| (p.clone(), d.version)).collect::<BTreeMap<_, _>>();
         if let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
-            q.knows = q.disks.iter().map(|d| (d.path.clone(), disks.get(&d.path).copied().unwrap_or(0))).collect();
+            q.knows = q
+                .disks
+                .iter()
+                .map(|d| (d.path.clone(), disks.get(&d.path).copied().unwrap_or(0)))
+                .collect();
         }
         self.execute(host, uid);
     }
@@ -333,7 +344,8 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
     sim.latency(&format!("start/{host}"), 200, 500).await;
     {
         let mut w = sim.lock();
-        let there = w.machines.get(host).and_then(|m| m.qemus.get(uid)).is_some_and(|q| q.pid == pid);
+        let there =
+            w.machines.get(host).and_then(|m| m.qemus.get(uid)).is_some_and(|q| q.pid == pid);
         if !there {
             return Err(HostError::failed("start", vm, "its process ended"));
         }
@@ -382,7 +394,13 @@ pub(crate) fn shutdown(sim: &Arc<Sim>, host: &str, uid: &str, by: Doer) {
 }
 
 /// A daemon's job: SIGKILL.
-pub(crate) async fn kill(sim: &Arc<Sim>, host: &str, uid: &str, epoch: i64, by: Doer) -> HostResult<()> {
+pub(crate) async fn kill(
+    sim: &Arc<Sim>,
+    host: &str,
+    uid: &str,
+    epoch: i64,
+    by: Doer,
+) -> HostResult<()> {
     sim.latency(&format!("kill/{host}"), 50, 150).await;
     let mut w = sim.lock();
     let Some(q) = w.machines.get(host).and_then(|m| m.qemus.get(uid)) else { return Ok(()) };

@@ -170,7 +170,9 @@ impl World {
 
     /// vCPUs of a VM are suspended on a host.
     pub fn suspend(&mut self, host: &str, uid: &str, by: Doer) {
-        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else { return };
+        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else {
+            return;
+        };
         if q.state == QemuState::Running {
             q.state = QemuState::Paused;
             let vm = q.vm.clone();
