@@ -1,1 +1,92 @@
-//! Placeholder.
+//! The controller: watches, plans, applies, reports.
+//!
+//! ```text
+//! watches ─► Cache ─► World ─► stockade_core::planner::plan ─► apply ─► update_status
+//!              ▲                                                 │
+//!              └──── what a write answered ◄─────────────────────┘
+//! ```
+//! One planner loop on a world that the watches keep up to date: placement and
+//! fencing are decisions about the whole, so no kind has a reconciler of its own.
+//! Only [`apply`], `update_status`, `leader` and `events` write.
+
+mod apply;
+mod cache;
+mod context;
+mod dereference;
+mod error;
+mod events;
+mod fencing;
+mod leader;
+mod update_status;
+mod watch;
+
+pub use context::Context;
+pub use error::ControllerError;
+pub use leader::LEASE_NAME;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::cache::Cache;
+use crate::context::Shared;
+
+/// Changes are gathered for so long before a plan is made.
+const GATHER: Duration = Duration::from_millis(20);
+/// A plan is made at least so often: evidence ages without any change.
+const TICK_MILLIS: u64 = 500;
+
+/// Runs until `shutdown` ends. Plans only while it leads; otherwise it keeps its world warm.
+///
+/// # Errors
+/// Never while it runs: everything is retried. An error says why it could not begin.
+pub async fn run(
+    context: Context,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ControllerError> {
+    let shared = Arc::new(Shared::new(context));
+    let (changes, mut news) = mpsc::unbounded_channel();
+    let watches = watch::all(Arc::clone(&shared), changes);
+    let lead = leader::run(Arc::clone(&shared));
+    let loop_shared = Arc::clone(&shared);
+    let plan = async move {
+        let mut cache = Cache::new(&loop_shared);
+        loop {
+            let wait = Duration::from_millis(TICK_MILLIS.min(cache.wake_in(&loop_shared)));
+            tokio::select! {
+                biased;
+                change = news.recv() => match change {
+                    Some(change) => cache.take(change, loop_shared.now()),
+                    None => return,
+                },
+                () = loop_shared.fence_done.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            tokio::time::sleep(GATHER).await;
+            while let Ok(change) = news.try_recv() {
+                cache.take(change, loop_shared.now());
+            }
+            if loop_shared.leads().is_none() || !cache.listed() {
+                continue;
+            }
+            let world = dereference::world(&loop_shared, &mut cache);
+            let plan = stockade_core::planner::plan(&world);
+            cache.wake_at = plan.wake_at;
+            let answers = apply::apply(&loop_shared, &world, &plan).await;
+            cache.learn(answers);
+            let answers = update_status::update(&loop_shared, &world, &plan).await;
+            cache.learn(answers);
+        }
+    };
+    tokio::select! {
+        biased;
+        () = shutdown => {}
+        () = lead => {}
+        () = watches => {}
+        () = plan => {}
+    }
+    leader::release(&shared).await;
+    Ok(())
+}

@@ -204,8 +204,25 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStat
         if facts.alive { "Beats" } else { "Silent" },
         if facts.alive { "its agent renews its Lease" } else { "its agent's Lease is not renewed" },
     );
-    let fencing = if !host.spec.fencing.is_empty() {
-        Decided::new(FENCING_READY, true, "Power", "its power can be cut and read back")
+    let tested = host.spec.fencing.iter().any(|level| {
+        !level.devices.is_empty()
+            && level.devices.iter().all(|d| {
+                world
+                    .fence_devices
+                    .get(d)
+                    .and_then(|d| d.status.as_ref())
+                    .is_some_and(|s| s.trusted_hosts.contains(&facts.name))
+            })
+    });
+    let fencing = if tested {
+        Decided::new(FENCING_READY, true, "Power", "its plug was read on while it was beating")
+    } else if !host.spec.fencing.is_empty() {
+        Decided::new(
+            FENCING_READY,
+            false,
+            "Untested",
+            "no level of its fence devices has read its plug on; see the FenceDevices' conditions",
+        )
     } else if host.spec.self_fencing {
         Decided::new(FENCING_READY, true, "SelfFencing", "it resets itself when it is cut off")
     } else {

@@ -1,5 +1,6 @@
 //! The subcommands of `stockade`.
 
+mod controller;
 mod crds;
 
 use clap::{Parser, Subcommand};
@@ -14,6 +15,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the controller.
+    Controller(controller::Arguments),
     /// Print the CustomResourceDefinitions as YAML.
     Crds(crds::Arguments),
 }
@@ -21,6 +24,7 @@ enum Command {
 /// Runs the subcommand that the command line names.
 pub(crate) fn run() -> ExitCode {
     match Arguments::parse().command {
+        Command::Controller(arguments) => controller::run(&arguments),
         Command::Crds(arguments) => crds::run(&arguments),
     }
 }

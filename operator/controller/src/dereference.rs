@@ -1,0 +1,90 @@
+//! From the cache to the snapshot that a plan is made of.
+
+use stockade_core::world::{Key, NamespaceFact, World};
+use stockade_crds::names::{HOST_LABEL, POLICY_NAME, host_of_namespace};
+
+use crate::cache::{Cache, Kind};
+use crate::context::{Shared, locked};
+
+fn by_name<K>(kind: &Kind<K>) -> std::collections::BTreeMap<String, std::sync::Arc<K>> {
+    kind.objects.iter().map(|(k, v)| (k.name.clone(), v.clone())).collect()
+}
+
+/// The world as it is known now.
+pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
+    let now = shared.now();
+    let policy = cache.policies.objects.get(&Key::new("", POLICY_NAME)).cloned();
+    if let Some(policy) = &policy {
+        let beat = u64::try_from(policy.spec.heartbeat_seconds).unwrap_or(2);
+        // The leader renews every 2 s whatever the hosts' heartbeat is.
+        cache.lives.limit = beat.max(2) * 2_000 + 1_000;
+    }
+    note_since(cache, now);
+    let host_of = |namespace: &str| host_of_namespace(namespace).map(str::to_owned);
+    World {
+        now,
+        cluster_id: shared.context.cluster_id.clone(),
+        fresh: cache.listed() && cache.lives.api_fresh(now),
+        policy,
+        vms: cache.vms.objects.clone(),
+        migrations: cache.migrations.objects.clone(),
+        hosts: by_name(&cache.hosts),
+        agents: cache
+            .agents
+            .objects
+            .iter()
+            .filter_map(|(k, v)| Some((host_of(&k.namespace)?, v.clone())))
+            .collect(),
+        namespaces: cache
+            .namespaces
+            .objects
+            .iter()
+            .filter_map(|(k, ns)| {
+                let host = host_of(&k.name)?;
+                let label = ns.metadata.labels.as_ref().and_then(|l| l.get(HOST_LABEL));
+                let fact = NamespaceFact {
+                    ours: label == Some(&host),
+                    terminating: ns.metadata.deletion_timestamp.is_some(),
+                };
+                Some((host, fact))
+            })
+            .collect(),
+        domains: cache
+            .domains
+            .objects
+            .iter()
+            .filter_map(|(k, v)| Some(((host_of(&k.namespace)?, k.name.clone()), v.clone())))
+            .collect(),
+        storages: by_name(&cache.storages),
+        lock_managers: by_name(&cache.lock_managers),
+        fence_devices: by_name(&cache.fence_devices),
+        fences: by_name(&cache.fences),
+        lives: cache.lives.clone(),
+        fence_log: locked(&shared.fence_log).iter().cloned().collect(),
+        server: locked(&shared.server).clone(),
+        seen_since: cache.seen.iter().map(|(k, (_, at))| (k.clone(), *at)).collect(),
+        usage: cache.usage.clone(),
+        guards: shared.context.guards,
+    }
+}
+
+/// Notes since when things are as they are: the base of every delay.
+fn note_since(cache: &mut Cache, now: u64) {
+    let mut facts = Vec::new();
+    for (key, domain) in &cache.domains.objects {
+        let Some(host) = host_of_namespace(&key.namespace) else { continue };
+        let generation = domain.metadata.generation.unwrap_or_default();
+        facts.push((format!("domain/{host}/{}", key.name), generation.to_string()));
+        if let Some(status) = domain.status.as_ref().filter(|s| s.released) {
+            facts.push((format!("settled/{}/{}", key.name, status.epoch), String::new()));
+        }
+    }
+    for key in cache.fences.objects.keys() {
+        facts.push((format!("fence-open/{}", key.name), String::new()));
+    }
+    let live: std::collections::BTreeSet<String> = facts.iter().map(|(k, _)| k.clone()).collect();
+    cache.seen.retain(|what, _| live.contains(what));
+    for (what, print) in facts {
+        cache.since(what, print, now);
+    }
+}

@@ -1,0 +1,82 @@
+//! The watches: one a kind, each with its own back-off, so that one that fails stalls no other.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::{BoxFuture, join_all};
+use kube::api::Api;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::cache::Change;
+use crate::context::Shared;
+
+/// Pause after a watch has failed. Fixed: many controllers don't share one API server.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Every watch, for ever.
+pub(crate) async fn all(shared: Arc<Shared>, out: UnboundedSender<Change>) {
+    let mut watches: Vec<BoxFuture<'static, ()>> = Vec::new();
+    macro_rules! watch {
+        ($($kind:ident),*) => { $(
+            watches.push(Box::pin(one(Api::all(shared.client()), out.clone(), Change::$kind)));
+        )* };
+    }
+    watch!(
+        VirtualMachine,
+        VirtualMachineMigration,
+        Host,
+        HostAgent,
+        Domain,
+        SharedStorage,
+        LockManager,
+        FenceDevice,
+        HostFence,
+        AvailabilityPolicy,
+        Namespace,
+        Lease
+    );
+    join_all(watches).await;
+}
+
+async fn one<K>(api: Api<K>, out: UnboundedSender<Change>, wrap: fn(Event<K>) -> Change)
+where
+    K: Resource + ResourceExt + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    loop {
+        let mut events = watcher(api.clone(), watcher::Config::default()).boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    let event = event.modify(|object| {
+                        object.managed_fields_mut().clear();
+                    });
+                    if out.send(wrap(event)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "a watch failed");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// An error with its sources, printed once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
