@@ -164,10 +164,7 @@ fn preconditions(basis: &Basis) -> DeleteParams {
     }
 }
 
-async fn ensure_namespace(
-    shared: &Shared,
-    host: &str,
-) -> Result<Vec<Change>, ControllerError> {
+async fn ensure_namespace(shared: &Shared, host: &str) -> Result<Vec<Change>, ControllerError> {
     let name = host_namespace(host);
     let post = PostParams::default();
     let namespaces: Api<Namespace> = Api::all(shared.client());
@@ -263,12 +260,14 @@ async fn read_fresh(
     let fences: Api<HostFence> = Api::all(shared.client());
     let call = fences.get(&death.fence);
     let fence = request(|| format!("reading HostFence {}", death.fence), call).await?;
-    let stands = fence
-        .status
-        .as_ref()
-        .is_some_and(|s| s.proof.is_some() && s.revoked.is_none() && fence.spec.boot_id == death.boot_id);
+    let stands = fence.status.as_ref().is_some_and(|s| {
+        s.proof.is_some() && s.revoked.is_none() && fence.spec.boot_id == death.boot_id
+    });
     if !stands {
-        return Err(refused(format!("certificate {} does not stand any more; placing", death.fence)));
+        return Err(refused(format!(
+            "certificate {} does not stand any more; placing",
+            death.fence
+        )));
     }
     let leases: Api<Lease> = Api::namespaced(shared.client(), &host_namespace(&death.host));
     let call = leases.get_opt(AGENT_OBJECT);

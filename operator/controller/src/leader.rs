@@ -45,9 +45,7 @@ async fn turn(
     let leases = api(shared);
     let me = &shared.context.identity;
     let found = request(|| "reading the leader's Lease".into(), leases.get_opt(LEASE_NAME)).await?;
-    let stamp = Timestamp::from_millisecond(shared.context.clock.wall_millis())
-        .ok()
-        .map(MicroTime);
+    let stamp = Timestamp::from_millisecond(shared.context.clock.wall_millis()).ok().map(MicroTime);
     let Some(mut lease) = found else {
         let lease = Lease {
             metadata: ObjectMeta { name: Some(LEASE_NAME.to_owned()), ..ObjectMeta::default() },

@@ -83,9 +83,7 @@ macro_rules! update {
             let api: Api<$kind> = $api(key);
             let name = object.metadata.name.clone().unwrap_or_default();
             $calls.push(Box::pin(async move {
-                if $shared.leads().is_none() {
-                    return None;
-                }
+                $shared.leads()?;
                 let params = PostParams::default();
                 let call = api.replace_status(&name, &params, &object);
                 match request(|| format!("status of {} {name}", $what), call).await {

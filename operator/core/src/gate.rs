@@ -66,10 +66,10 @@ fn proven(world: &World, vm: &VirtualMachine, placed: &PlacedEpoch) -> Option<Re
 /// Whether the next epoch may be placed, given epochs as [`settle`] left them.
 #[must_use]
 pub fn may_place(world: &World, vm: &VirtualMachine, placements: &[PlacedEpoch]) -> Gate {
-    if world.guards.settled {
-        if let Some(open) = placements.iter().find(|p| !p.state.is_settled()) {
-            return Gate::Closed(open.clone());
-        }
+    if world.guards.settled
+        && let Some(open) = placements.iter().find(|p| !p.state.is_settled())
+    {
+        return Gate::Closed(open.clone());
     }
     let relies = placements
         .iter()

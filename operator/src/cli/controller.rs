@@ -79,12 +79,7 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
         config.default_retry = false;
         let client = Client::try_from(config).map_err(StartError::Client)?;
         let clock = RealClock;
-        let identity = format!(
-            "{}-{}-{}",
-            arguments.name,
-            std::process::id(),
-            clock.wall_millis()
-        );
+        let identity = format!("{}-{}-{}", arguments.name, std::process::id(), clock.wall_millis());
         let context = Context {
             client,
             identity,

@@ -594,10 +594,11 @@ fn report(world: &World, hosts: &[HostFacts], fence: &HostFence, out: &mut Plan)
         }
         (None, None) => Decided::new(READY, false, "AwaitingProof", waits),
     };
-    if let Some(since) = facts.silent_since {
-        if status.proof.is_none() && elapsed_possible(world, facts) {
-            out.wake(since + elapsed_bound(&world.policy_spec().self_fence) + 1);
-        }
+    if let Some(since) = facts.silent_since
+        && status.proof.is_none()
+        && elapsed_possible(world, facts)
+    {
+        out.wake(since + elapsed_bound(&world.policy_spec().self_fence) + 1);
     }
     out.fences.push((name, Report { status, conditions: vec![ready] }));
 }
@@ -658,11 +659,11 @@ fn deny_and_break(
         if !stands || world.server.pending.contains(&key) {
             continue;
         }
-        if let Some((at, _)) = world.server.refused.get(&key) {
-            if world.now < at + 1_000 {
-                out.wake(at + 1_000);
-                continue;
-            }
+        if let Some((at, _)) = world.server.refused.get(&key)
+            && world.now < at + 1_000
+        {
+            out.wake(at + 1_000);
+            continue;
         }
         let host = facts.name.clone();
         let boot_id = boot.clone();

@@ -116,7 +116,7 @@ pub fn decide(
         managed(world, hosts, vm, claims, &request, &mut status, &mut decision)
     };
     if status.printable_status != word.state {
-        tell(&key, &status, &word, &old, &mut decision.intents);
+        tell(&key, &word, &old, &mut decision.intents);
     }
     status.printable_status = word.state;
     decision.report.conditions = conditions(world, vm, &status, &word);
@@ -452,7 +452,7 @@ fn open_epoch(
                     Want::Stopped | Want::Killed => d.spec.want,
                     Want::Running | Want::Incoming => want,
                 };
-                let used = machine.clone().or(last.clone()).unwrap_or_default();
+                let used = machine.clone().or_else(|| last.clone()).unwrap_or_default();
                 let mut write = domain_order(vm, status, placed, want, used, Some(d));
                 write.spec.settled.clone_from(&d.spec.settled);
                 write.spec.settled_through = d.spec.settled_through;
@@ -475,10 +475,11 @@ fn open_epoch(
         };
         decision.intents.extend(write.map(Intent::WriteDomain));
     }
-    if let (Some(r), Some(request)) = (report, request) {
-        if request.verb == "reset" && r.reset.as_ref() == Some(&request.text) {
-            status.last_handled_request = Some(request.text.clone());
-        }
+    if let (Some(r), Some(request)) = (report, request)
+        && request.verb == "reset"
+        && r.reset.as_ref() == Some(&request.text)
+    {
+        status.last_handled_request = Some(request.text.clone());
     }
     let silent = facts.is_none_or(|f| {
         !matches!(
@@ -645,14 +646,7 @@ fn event(key: &Key, reason: &'static str, warning: bool, message: String) -> Int
 }
 
 /// People are told of the changes of state that matter to them.
-fn tell(
-    key: &Key,
-    status: &VirtualMachineStatus,
-    word: &Word,
-    old: &VirtualMachineStatus,
-    intents: &mut Vec<Intent>,
-) {
-    let host = status.host.clone().unwrap_or_default();
+fn tell(key: &Key, word: &Word, old: &VirtualMachineStatus, intents: &mut Vec<Intent>) {
     let (reason, warning) = match word.state {
         VmState::Running if old.printable_status == VmState::Stopping => return,
         VmState::Running => ("VmRunning", false),
@@ -667,7 +661,6 @@ fn tell(
         | VmState::Unmanaged
         | VmState::Held => return,
     };
-    let _ = host;
     intents.push(event(key, reason, warning, word.message.clone()));
 }
 
@@ -710,8 +703,7 @@ pub(crate) fn unplaceable(mut decision: Decision, vm: &VirtualMachine, why: &str
     let word = Word::new(VmState::Unplaceable, false, "NoHostFits", why);
     let old = vm.status.clone().unwrap_or_default();
     if old.printable_status != VmState::Unplaceable {
-        let status = decision.report.status.clone();
-        tell(&key, &status, &word, &old, &mut decision.intents);
+        tell(&key, &word, &old, &mut decision.intents);
     }
     decision.report.status.printable_status = VmState::Unplaceable;
     decision.report.status.host = None;
