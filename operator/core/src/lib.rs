@@ -17,5 +17,6 @@ pub mod placement;
 pub mod plan;
 pub mod planner;
 pub mod render;
+pub mod validate;
 pub mod vm;
 pub mod world;
