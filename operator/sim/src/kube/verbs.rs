@@ -371,10 +371,17 @@ impl Session<'_> {
         }
         let mut object = old.value.clone();
         meta::merge(&mut object, patch);
-        let object = self.read(target, object, strict)?;
+        let object = self.read(target, object, strict).map_err(|refusal| match &kind.shape {
+            // A patch that leaves an object that cannot be read is invalid, not malformed.
+            Shape::BuiltIn(_) if refusal.code == 400 => {
+                let cause = Cause::invalid("patch", refusal.message);
+                Refusal::invalid(kind, name, &[cause])
+            }
+            Shape::BuiltIn(_) | Shape::Custom(_) => refusal,
+        })?;
         if object["metadata"]["name"] != name {
-            let cause = Cause::invalid("metadata.name", "field is immutable");
-            return Err(Refusal::invalid(kind, name, &[cause]));
+            let message = "the name of the object does not match the name on the URL";
+            return Err(Refusal::bad_request(message));
         }
         // A patch that says no version is applied to whatever is there.
         self.update(target, object, &old, Verb::Patch, true)
@@ -392,7 +399,8 @@ impl Session<'_> {
         let kind = kinds.get(target.kind);
         let name = old.meta("name").to_owned();
         let given = object["metadata"]["uid"].as_str();
-        if given.is_some_and(|uid| uid != old.meta("uid")) {
+        // A PUT's uid is a precondition, a patch's a change, which is refused below.
+        if verb == Verb::Update && given.is_some_and(|uid| uid != old.meta("uid")) {
             let why = format!(
                 "Precondition failed: UID in precondition: {}, UID in object meta: {}",
                 given.unwrap_or_default(),
@@ -428,6 +436,9 @@ impl Session<'_> {
         }
         let metadata = metadata_of(&mut object);
         for key in ["uid", "creationTimestamp", "generation", "resourceVersion"] {
+            if key == "uid" && metadata.contains_key(key) {
+                continue;
+            }
             match old.value["metadata"].get(key) {
                 Some(value) => metadata.insert(key.to_owned(), value.clone()),
                 None => metadata.remove(key),
