@@ -1,0 +1,352 @@
+//! A whole Stockade on one machine: a private control plane with the charts, the controller, and
+//! real libvirt hosts in namespaces, each with its agent.
+//!
+//! In: nothing but the built programs. Out: a [`Cluster`] whose hosts are declared, to play with
+//! or to take through the [`tour`](self::tour()). No part of the product has more rights than the
+//! charts give. Dropping the value ends and removes all of it.
+
+mod program;
+mod tour;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use kube::{Api, Client};
+use stockade_crds::v1alpha1::Host;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+pub use self::program::{Program, Programs, tail};
+pub use self::tour::tour;
+use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
+use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId};
+
+/// How long any one thing may take. A host's first start probes what its QEMU can do, and a busy
+/// machine takes most of a minute for that.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Lines of each log in a dump.
+const DUMP_LINES: usize = 40;
+/// QEMU's name as the kernel keeps it, 15 bytes at most.
+const QEMU: &str = "qemu-system-x86";
+/// The SharedStorage that all hosts have.
+pub const STORAGE: &str = "shared";
+
+/// Why it can't be played, or what did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum PlayError {
+    /// A program is not built.
+    #[error("{0} is not built: run `cargo build --workspace --bins --features stockade/agent`")]
+    Missing(String),
+    /// A file or process can't be had.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The control plane can't be started or used.
+    #[error("the control plane failed")]
+    ControlPlane(#[from] control_plane::Error),
+    /// The hosts can't be started or used.
+    #[error("the local hosts failed")]
+    Hosts(#[from] LocalHostsError),
+    /// The API refused something.
+    #[error("{what}")]
+    Api {
+        /// What was asked.
+        what: String,
+        /// What the server said.
+        source: Box<kube::Error>,
+    },
+    /// A program of ours ended while it was needed.
+    #[error("{0} ended by itself")]
+    Ended(String),
+    /// Something did not happen in time.
+    #[error("not within {} s: {what} ({last})", LIMIT.as_secs())]
+    NotInTime {
+        /// What was awaited.
+        what: String,
+        /// What was seen last.
+        last: String,
+    },
+    /// Something happened that must not.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+impl PlayError {
+    /// Gives an I/O error the words that say what was tried.
+    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// Gives an API error the words that say what was asked.
+    fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Api { what, source: Box::new(source) }
+    }
+}
+
+/// Tells on stdout what happened, and when since the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    started: Instant,
+}
+
+impl Log {
+    /// Starts to count.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// Tells one thing.
+    pub fn say(&self, text: impl AsRef<str>) {
+        println!("{:6.1} s  {}", self.started.elapsed().as_secs_f64(), text.as_ref());
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A running Stockade; dropping it ends and removes all of it.
+pub struct Cluster {
+    // Fields drop in this order: programs, their hosts, the control plane, the logs.
+    agents: BTreeMap<String, Program>,
+    controller: Program,
+    hosts: LocalHosts,
+    plane: ControlPlane,
+    folder: TempDir,
+    programs: Programs,
+    client: Client,
+}
+
+impl Cluster {
+    /// Starts everything and declares `count` hosts, h1 first, with one shared storage.
+    ///
+    /// `controller_manager`: namespaces of deleted hosts go away too.
+    ///
+    /// # Errors
+    /// What could not be started; nothing of it is left then.
+    pub async fn start(
+        count: usize,
+        controller_manager: bool,
+        log: &Log,
+    ) -> Result<Self, PlayError> {
+        let programs = Programs::find()?;
+        let folder = tempfile::Builder::new()
+            .prefix("stockade-play-")
+            .tempdir()
+            .map_err(PlayError::io("make a folder"))?;
+        let options = Options { controller_manager, ..Options::default() };
+        let plane = ControlPlane::start(options).await?;
+        plane.install_charts().await?;
+        log.say(format!("control plane at {} with the charts", plane.server()));
+        let hosts = LocalHosts::start(count, &folder.path().join("hosts"))?;
+        log.say(format!("{count} hosts, each with a libvirtd of its own"));
+        let kubeconfig =
+            plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
+        // It goes with us, whatever way we end.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&programs.stockade)
+            .arg("controller")
+            .env("KUBECONFIG", kubeconfig)
+            .env("RUST_LOG", "info");
+        let controller =
+            Program::start("controller", folder.path().join("controller.log"), command)?;
+        let client = plane.setup_client().await?;
+        let mut this =
+            Self { agents: BTreeMap::new(), controller, hosts, plane, folder, programs, client };
+        this.plane.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &this.declared())?;
+        for name in this.host_names() {
+            this.start_agent(&name)?;
+        }
+        log.say("controller and agents are started, hosts and storage are declared");
+        Ok(this)
+    }
+
+    /// The objects that a person would declare.
+    fn declared(&self) -> String {
+        let mut text = format!(
+            "apiVersion: stockade.dev/v1alpha1\nkind: SharedStorage\n\
+             metadata: {{name: {STORAGE}}}\nspec: {{mountPath: {}, directory: {{}}}}\n",
+            self.hosts.shared().display()
+        );
+        for host in self.hosts.hosts() {
+            let _ = write!(
+                text,
+                "---\napiVersion: stockade.dev/v1alpha1\nkind: Host\nmetadata: {{name: {}}}\n\
+                 spec: {{addresses: {{migration: {}}}}}\n",
+                host.name(),
+                host.address()
+            );
+        }
+        text
+    }
+
+    /// Waits until every host is Ready.
+    ///
+    /// # Errors
+    /// [`PlayError::NotInTime`] with what each host says.
+    pub async fn wait_ready(&self) -> Result<(), PlayError> {
+        let hosts: Api<Host> = Api::all(self.client.clone());
+        let count = self.hosts.hosts().len();
+        self.until("every host is Ready", async || {
+            let all = hosts.list(&kube::api::ListParams::default()).await;
+            let all = all.map_err(|error| error.to_string())?.items;
+            let mut waiting = Vec::new();
+            let mut ready = 0;
+            for host in &all {
+                let conditions = host.status.iter().flat_map(|status| &status.conditions);
+                let condition = conditions.into_iter().find(|c| c.type_ == "Ready");
+                if condition.is_some_and(|c| c.status == "True") {
+                    ready += 1;
+                } else {
+                    let why = condition.map_or("no condition", |c| c.message.as_str());
+                    waiting.push(format!("{}: {why}", host.metadata.name.as_deref().unwrap_or("")));
+                }
+            }
+            if ready == count { Ok(()) } else { Err(waiting.join("; ")) }
+        })
+        .await
+    }
+
+    /// A client with the rights of the one who plays.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The control plane.
+    #[must_use]
+    pub const fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    /// Folder that all hosts share: the storage [`STORAGE`].
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.hosts.shared()
+    }
+
+    /// The folder with the logs.
+    #[must_use]
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// The hosts.
+    #[must_use]
+    pub fn hosts(&self) -> &[LocalHost] {
+        self.hosts.hosts()
+    }
+
+    fn host_names(&self) -> Vec<String> {
+        self.hosts().iter().map(LocalHost::name).collect()
+    }
+
+    /// A host by its name.
+    ///
+    /// # Errors
+    /// [`PlayError::Wrong`] if there is none.
+    pub fn host(&self, name: &str) -> Result<&LocalHost, PlayError> {
+        let host = self.hosts().iter().find(|host| host.name() == name);
+        host.ok_or_else(|| PlayError::Wrong(format!("there is no host {name:?}")))
+    }
+
+    /// Starts a host's agent inside the host, with the identity of that host alone.
+    ///
+    /// # Errors
+    /// A host without power, or a file or process that can't be had.
+    pub fn start_agent(&mut self, name: &str) -> Result<(), PlayError> {
+        let user = format!("stockade:host:{name}");
+        let kubeconfig = self.plane.kubeconfig(&user, &["stockade:hosts"])?;
+        let program = self.programs.agent.to_string_lossy();
+        // The control plane is on the machine's loopback.
+        let mut command = self.host(name)?.command(&program, Network::Machine)?;
+        command.args(["run", "--host", name]).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
+        let log = self.folder.path().join(format!("agent-{name}.log"));
+        let agent = Program::start(&format!("agent of {name}"), log, command)?;
+        self.agents.insert(name.to_owned(), agent);
+        Ok(())
+    }
+
+    /// Kills a host's agent, and nothing else.
+    ///
+    /// # Errors
+    /// [`PlayError::Wrong`] if it does not run.
+    pub fn kill_agent(&mut self, name: &str) -> Result<(), PlayError> {
+        let agent = self.agents.remove(name);
+        drop(agent.ok_or_else(|| PlayError::Wrong(format!("no agent runs on {name}")))?);
+        Ok(())
+    }
+
+    /// Every QEMU that runs, with its host.
+    #[must_use]
+    pub fn qemus(&self) -> Vec<(String, ProcessId)> {
+        let of = |host: &LocalHost| {
+            let name = host.name();
+            host.processes(QEMU).into_iter().map(move |process| (name.clone(), process))
+        };
+        self.hosts().iter().flat_map(of).collect()
+    }
+
+    /// Looks until the probe says that it is so. What it says instead is told if it never is.
+    ///
+    /// # Errors
+    /// [`PlayError::NotInTime`], [`PlayError::Ended`].
+    pub async fn until<T>(
+        &self,
+        what: &str,
+        mut probe: impl AsyncFnMut() -> Result<T, String>,
+    ) -> Result<T, PlayError> {
+        let started = Instant::now();
+        loop {
+            let mut programs = std::iter::once(&self.controller).chain(self.agents.values());
+            if let Some(ended) = programs.find(|program| !program.lives()) {
+                return Err(PlayError::Ended(ended.name().to_owned()));
+            }
+            let last = match probe().await {
+                Ok(value) => return Ok(value),
+                Err(last) => last,
+            };
+            if started.elapsed() > LIMIT {
+                return Err(PlayError::NotInTime { what: what.to_owned(), last });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// What a person needs who asks why something did not happen: the objects and the logs.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        let kinds = "virtualmachines,domains,hosts,hostagents,sharedstorages,leases,events";
+        let objects = self
+            .plane
+            .kubectl(&["get", kinds, "--all-namespaces", "-o", "yaml"])
+            .unwrap_or_else(|error| error.to_string());
+        let mut text = format!("--- objects\n{objects}\n");
+        let mut logs: Vec<PathBuf> = std::fs::read_dir(self.folder.path())
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        logs.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.sort();
+        logs.extend(self.hosts().iter().map(|host| host.dir().join("libvirtd.log")));
+        for log in logs {
+            let _ = writeln!(text, "--- {}\n{}", log.display(), tail(&log, DUMP_LINES));
+        }
+        text
+    }
+}

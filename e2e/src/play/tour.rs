@@ -1,0 +1,328 @@
+//! The tour: one VM through what Stockade promises, each step checked at the API, in the
+//! hosts' process tables and on the guest's own disk.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use stockade_crds::names::REQUEST_ANNOTATION;
+use stockade_crds::v1alpha1::{Domain, VirtualMachine, VmState};
+use stockade_host::ports::{OwnerRecord, RecordState};
+
+use super::{Cluster, Log, PlayError, STORAGE};
+use crate::local_hosts::{ProcessId, Signal, guest_boots, guest_counter, write_guest_disk};
+
+const NAMESPACE: &str = "default";
+const VM: &str = "demo";
+
+/// A VM as it was seen to run.
+#[derive(Clone, Debug)]
+struct Seen {
+    host: String,
+    epoch: i64,
+    qemu: ProcessId,
+    boots: u64,
+}
+
+struct Tour<'a> {
+    cluster: &'a mut Cluster,
+    log: &'a Log,
+    vms: Api<VirtualMachine>,
+    disk: PathBuf,
+}
+
+/// Takes one VM through its life, and tells each step. The hosts must be Ready.
+///
+/// # Errors
+/// The first thing that did not happen, or that must not have.
+pub async fn tour(cluster: &mut Cluster, log: &Log) -> Result<(), PlayError> {
+    let vms = Api::namespaced(cluster.client(), NAMESPACE);
+    let disk = cluster.shared().join(NAMESPACE).join(format!("{VM}.raw"));
+    let mut tour = Tour { cluster, log, vms, disk };
+    let seen = tour.runs().await?;
+    let seen = tour.change_waits_for_a_restart(&seen).await?;
+    tour.agent_comes_back(&seen).await?;
+    let seen = tour.crash_is_mended(&seen).await?;
+    tour.halts(&seen).await?;
+    tour.leaves_its_disk(&seen).await
+}
+
+impl Tour<'_> {
+    async fn runs(&self) -> Result<Seen, PlayError> {
+        let folder = self.disk.parent().unwrap_or(&self.disk);
+        let made = std::fs::create_dir_all(folder).and_then(|()| write_guest_disk(&self.disk));
+        made.map_err(PlayError::io("write the guest's disk"))?;
+        let manifest = manifest();
+        self.cluster.plane().kubectl_stdin(&["apply", "--server-side", "-f", "-"], &manifest)?;
+        self.log.say(format!("VM {VM} is applied"));
+        let seen = self.running(0, 0).await?;
+        self.log.say(format!(
+            "it runs on {} as QEMU {} (epoch {}), and its guest writes",
+            seen.host, seen.qemu.pid, seen.epoch
+        ));
+        Ok(seen)
+    }
+
+    async fn change_waits_for_a_restart(&self, seen: &Seen) -> Result<Seen, PlayError> {
+        self.patch(json!({"spec": {"memory": "96Mi"}})).await?;
+        let message = self
+            .cluster
+            .until("the VM has the condition PendingRestart", async || {
+                let vm = self.vm().await?;
+                let condition = condition(&vm, "PendingRestart").filter(|c| c.status == "True");
+                condition.map(|c| c.message.clone()).ok_or_else(|| describe(&vm))
+            })
+            .await?;
+        self.untouched(seen, "a change of its memory").await?;
+        self.log.say(format!("its memory is changed: PendingRestart, \"{message}\""));
+        self.patch(json!({"metadata": {"annotations": {REQUEST_ANNOTATION: "restart/1"}}})).await?;
+        let next = self.running(seen.epoch, seen.boots).await?;
+        self.cluster
+            .until("the request is handled, PendingRestart is gone", async || {
+                let vm = self.vm().await?;
+                let handled = vm.status.as_ref().and_then(|s| s.last_handled_request.as_deref());
+                let pending = condition(&vm, "PendingRestart").is_some_and(|c| c.status == "True");
+                let done = handled == Some("restart/1") && !pending;
+                done.then_some(()).ok_or_else(|| describe(&vm))
+            })
+            .await?;
+        self.log.say(format!(
+            "restarted by request as QEMU {} on {} (epoch {}), PendingRestart is gone",
+            next.qemu.pid, next.host, next.epoch
+        ));
+        Ok(next)
+    }
+
+    async fn agent_comes_back(&mut self, seen: &Seen) -> Result<(), PlayError> {
+        self.cluster.kill_agent(&seen.host)?;
+        self.grows().await?;
+        self.log.say(format!("the agent of {} is killed: the guest writes on", seen.host));
+        let before = self.beat(&seen.host).await.map_err(PlayError::Wrong)?;
+        self.cluster.start_agent(&seen.host)?;
+        self.cluster
+            .until("the new agent renews its Lease", async || {
+                let now = self.beat(&seen.host).await?;
+                if now == before { Err(format!("last renewed at {now}")) } else { Ok(()) }
+            })
+            .await?;
+        self.cluster.wait_ready().await?;
+        self.untouched(seen, "a restart of its agent").await?;
+        self.log.say(format!("a new agent beats: QEMU {} is untouched", seen.qemu.pid));
+        Ok(())
+    }
+
+    async fn crash_is_mended(&self, seen: &Seen) -> Result<Seen, PlayError> {
+        seen.qemu.signal(Signal::KILL).map_err(PlayError::io("kill the QEMU"))?;
+        self.log.say(format!("QEMU {} is killed", seen.qemu.pid));
+        let next = self.running(seen.epoch, seen.boots).await?;
+        self.log.say(format!(
+            "the VM runs again as QEMU {} on {} (epoch {})",
+            next.qemu.pid, next.host, next.epoch
+        ));
+        Ok(next)
+    }
+
+    async fn halts(&self, seen: &Seen) -> Result<(), PlayError> {
+        self.patch(json!({"spec": {"runPolicy": "Halted"}})).await?;
+        self.cluster
+            .until("the VM is stopped and Ready", async || {
+                let vm = self.vm().await?;
+                let stopped =
+                    vm.status.as_ref().is_some_and(|s| s.printable_status == VmState::Stopped);
+                let ready = condition(&vm, "Ready").is_some_and(|c| c.status == "True");
+                (stopped && ready).then_some(()).ok_or_else(|| describe(&vm))
+            })
+            .await?;
+        self.nothing_runs()?;
+        let boots = self.boots()?;
+        if boots != seen.boots {
+            return Err(PlayError::Wrong(format!("{boots} boots, not {}", seen.boots)));
+        }
+        self.log.say("runPolicy Halted: its guest is shut down, the VM is Stopped and Ready");
+        Ok(())
+    }
+
+    async fn leaves_its_disk(&self, seen: &Seen) -> Result<(), PlayError> {
+        let deleted = self.vms.delete(VM, &DeleteParams::default()).await;
+        deleted.map_err(PlayError::api("delete the VM"))?;
+        self.cluster
+            .until("the VM is gone", async || {
+                let vm = self.vms.get_opt(VM).await.map_err(|error| error.to_string())?;
+                vm.map_or(Ok(()), |vm| Err(describe(&vm)))
+            })
+            .await?;
+        let orders: Api<Domain> = Api::all(self.cluster.client());
+        let left = orders.list(&ListParams::default()).await;
+        let left = left.map_err(PlayError::api("list Domains"))?.items;
+        if !left.is_empty() {
+            return Err(PlayError::Wrong(format!("{} Domains are left", left.len())));
+        }
+        self.nothing_runs()?;
+        let disk = self.disk.display().to_string();
+        let told = self
+            .cluster
+            .until("an Event names the disk that stays", async || {
+                let events: Api<Event> = Api::namespaced(self.cluster.client(), NAMESPACE);
+                let events = events.list(&ListParams::default()).await;
+                let events = events.map_err(|error| error.to_string())?.items;
+                let about = events.iter().filter(|e| e.involved_object.name.as_deref() == Some(VM));
+                let mut messages = about.filter_map(|event| event.message.clone());
+                let named = messages.find(|message| message.contains(&disk));
+                named.ok_or_else(|| format!("{} Events, none of {disk}", events.len()))
+            })
+            .await?;
+        if !self.disk.is_file() {
+            return Err(PlayError::Wrong(format!("{disk} is gone")));
+        }
+        let record = self.record(seen.epoch)?;
+        if record.state != RecordState::Released {
+            return Err(PlayError::Wrong(format!("its owner record is {:?}", record.state)));
+        }
+        self.log.say(format!("VM and Domain are deleted, an Event says \"{told}\""));
+        self.log.say(format!("the owner record of epoch {} is released", record.epoch));
+        Ok(())
+    }
+
+    /// Waits for the VM to run in a later epoch, as one QEMU on the host it is said to be on, its
+    /// guest booted just once more and writing.
+    async fn running(&self, after: i64, boots: u64) -> Result<Seen, PlayError> {
+        let what = format!("the VM runs in an epoch above {after}");
+        let (host, epoch, qemu) = self
+            .cluster
+            .until(&what, async || {
+                let vm = self.vm().await?;
+                let qemus = self.cluster.qemus();
+                let status = vm.status.clone().unwrap_or_default();
+                let ready = condition(&vm, "Ready").is_some_and(|c| c.status == "True");
+                let runs = status.printable_status == VmState::Running;
+                match &qemus[..] {
+                    [(host, qemu)]
+                        if ready
+                            && runs
+                            && status.epoch > after
+                            && status.host.as_ref() == Some(host) =>
+                    {
+                        Ok((host.clone(), status.epoch, qemu.clone()))
+                    }
+                    _ => Err(format!("{}; {} QEMUs", describe(&vm), qemus.len())),
+                }
+            })
+            .await?;
+        let now = self
+            .cluster
+            .until("the guest boots", async || {
+                let now = self.boots().map_err(|error| error.to_string())?;
+                if now > boots { Ok(now) } else { Err(format!("{now} boots")) }
+            })
+            .await?;
+        if now != boots + 1 {
+            return Err(PlayError::Wrong(format!("the guest booted {} times", now - boots)));
+        }
+        self.grows().await?;
+        Ok(Seen { host, epoch, qemu, boots: now })
+    }
+
+    /// Fails unless it is still the very same process, and its guest writes.
+    async fn untouched(&self, seen: &Seen, by: &str) -> Result<(), PlayError> {
+        self.grows().await?;
+        let vm = self.vm().await.map_err(PlayError::Wrong)?;
+        let epoch = vm.status.map_or(0, |status| status.epoch);
+        let alone = self.cluster.qemus() == [(seen.host.clone(), seen.qemu.clone())];
+        if alone && epoch == seen.epoch && self.boots()? == seen.boots {
+            return Ok(());
+        }
+        Err(PlayError::Wrong(format!("the VM was touched by {by}")))
+    }
+
+    async fn grows(&self) -> Result<(), PlayError> {
+        let count = || guest_counter(&self.disk).map_err(|error| error.to_string());
+        let before = count().map_err(PlayError::Wrong)?;
+        self.cluster
+            .until("the guest writes", async || {
+                let now = count()?;
+                if now > before { Ok(()) } else { Err(format!("its counter is {now}")) }
+            })
+            .await
+    }
+
+    fn boots(&self) -> Result<u64, PlayError> {
+        guest_boots(&self.disk).map_err(PlayError::io("read the guest's disk"))
+    }
+
+    /// Fails if a QEMU, or a domain that libvirt knows, is on any host.
+    fn nothing_runs(&self) -> Result<(), PlayError> {
+        let left = self.cluster.qemus();
+        if !left.is_empty() {
+            return Err(PlayError::Wrong(format!("still there: {left:?}")));
+        }
+        for host in self.cluster.hosts() {
+            let output = std::process::Command::new("timeout")
+                .args(["30", "virsh", "-c", &host.libvirt_uri(), "list", "--all", "--name"])
+                .output()
+                .map_err(PlayError::io("run virsh"))?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            if !output.status.success() || !text.trim().is_empty() {
+                let error = String::from_utf8_lossy(&output.stderr);
+                let name = host.name();
+                return Err(PlayError::Wrong(format!("domains on {name}: {text}{error}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// When the host's agent last renewed its Lease.
+    async fn beat(&self, host: &str) -> Result<String, String> {
+        use k8s_openapi::api::coordination::v1::Lease;
+        use stockade_crds::names::{AGENT_OBJECT, host_namespace};
+        let leases: Api<Lease> = Api::namespaced(self.cluster.client(), &host_namespace(host));
+        let lease = leases.get(AGENT_OBJECT).await.map_err(|error| error.to_string())?;
+        let renewed = lease.spec.and_then(|spec| spec.renew_time);
+        serde_json::to_string(&renewed).map_err(|error| error.to_string())
+    }
+
+    /// The owner record of an epoch, as it lies beside the disk.
+    fn record(&self, epoch: i64) -> Result<OwnerRecord, PlayError> {
+        let folder = format!("{}.stockade", self.disk.display());
+        let text = std::fs::read(format!("{folder}/{epoch}.json"))
+            .map_err(PlayError::io("read the owner record"))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| PlayError::Wrong(format!("the owner record is spoilt: {error}")))
+    }
+
+    async fn vm(&self) -> Result<VirtualMachine, String> {
+        self.vms.get(VM).await.map_err(|error| error.to_string())
+    }
+
+    async fn patch(&self, patch: Value) -> Result<(), PlayError> {
+        let answer = self.vms.patch(VM, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        answer.map(drop).map_err(PlayError::api(format!("patch the VM with {patch}")))
+    }
+}
+
+/// The VM as a person would apply it.
+fn manifest() -> String {
+    format!(
+        "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
+         metadata: {{name: {VM}, namespace: {NAMESPACE}}}\nspec:\n  memory: 64Mi\n  \
+         stopGraceSeconds: 30\n  disks:\n    \
+         - {{name: root, storage: {STORAGE}, format: raw, existing: {{path: {VM}.raw}}}}\n"
+    )
+}
+
+fn condition<'a>(vm: &'a VirtualMachine, kind: &str) -> Option<&'a Condition> {
+    vm.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// What a VM says of itself, in a line.
+fn describe(vm: &VirtualMachine) -> String {
+    let Some(status) = &vm.status else { return "it has no status".to_owned() };
+    let conditions: Vec<String> = status
+        .conditions
+        .iter()
+        .map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message))
+        .collect();
+    format!("{:?}, epoch {}, {}", status.printable_status, status.epoch, conditions.join(", "))
+}
