@@ -4,14 +4,15 @@ use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STAL
 use stockade_crds::conditions::{PAUSED, TOLERATES_HOST_FAILURE};
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
-    AgentLock, AgentStorage, Automation, AvailabilityPolicyStatus, BootReference, Evidence, Host,
-    HostAgentSpec, HostCapacity, HostState, HostStatus, LockManagerStatus, SharedStorage,
-    SharedStorageStatus, StorageKind,
+    AgentLock, AgentStorage, Automation, AvailabilityPolicySpec, AvailabilityPolicyStatus,
+    BootReference, Evidence, Host, HostAgentSpec, HostCapacity, HostState, HostStatus,
+    LockManagerStatus, SharedStorage, SharedStorageStatus, StorageKind,
 };
 
 use crate::ha::brake::Brake;
 use crate::ha::host_state::HostFacts;
 use crate::plan::{Intent, Plan, Report};
+use crate::validate::{policy_problems, summary};
 use crate::vm::basis;
 use crate::world::World;
 
@@ -59,7 +60,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
         let paused = policy.spec.automation == Automation::Paused;
         let conditions = vec![
             Decided::new(READY, true, "InForce", "the policy is in force"),
-            Decided::new(VALID, true, "InequalitiesHold", "its inequalities hold"),
+            valid(world, &policy.spec),
             Decided::new(
                 TOLERATES_HOST_FAILURE,
                 tolerates > 0,
@@ -70,6 +71,17 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
         ];
         out.policy = Some(Report { status, conditions });
     }
+}
+
+/// Whether the policy's inequalities hold with the declared storages and hosts (safety §4).
+fn valid(world: &World, policy: &AvailabilityPolicySpec) -> Decided {
+    let storages = world.storages.iter().map(|(name, storage)| (name.as_str(), storage.as_ref()));
+    let self_fencing = world.hosts.values().any(|host| host.spec.self_fencing);
+    let problems = policy_problems(policy, storages, self_fencing);
+    if problems.is_empty() {
+        return Decided::new(VALID, true, "InequalitiesHold", "its inequalities hold");
+    }
+    Decided::new(VALID, false, "InequalitiesBroken", summary(&problems))
 }
 
 /// Whether a storage is meant for a host.

@@ -33,3 +33,28 @@ fn a_host_must_stop_before_the_server_gives_its_locks_away() {
     policy.accepted_proofs = vec![vec![ProofKind::Elapsed]];
     assert_eq!(policy_problems(&policy, [], false).len(), 1);
 }
+
+#[test]
+fn the_policys_valid_condition_tells_of_a_broken_inequality() {
+    use crate::world::World;
+    use std::sync::Arc;
+    use stockade_crds::v1alpha1::{AvailabilityPolicy, Host};
+
+    let storage = "metadata: {name: n}\nspec: {mountPath: /srv/n, nfs: {server: a, export: /e, leaseSeconds: 30}}\n\
+                   apiVersion: stockade.dev/v1alpha1\nkind: SharedStorage";
+    let mut host = Host::new("h", Default::default());
+    let said = |host: &Host| {
+        let mut world = World::default();
+        let policy = AvailabilityPolicy::new("default", AvailabilityPolicySpec::default());
+        world.policy = Some(Arc::new(policy));
+        world.storages.insert("n".into(), Arc::new(serde_yaml::from_str(storage).unwrap()));
+        world.hosts.insert("h".into(), Arc::new(host.clone()));
+        let mut plan = crate::plan::Plan::default();
+        crate::hosts::plan(&world, &[], crate::ha::brake::Brake::default(), 0, &mut plan);
+        let conditions = plan.policy.unwrap().conditions;
+        conditions.into_iter().find(|c| c.type_ == "Valid").unwrap().status
+    };
+    assert_eq!(said(&host), Some(true), "no host resets itself, so no inequality matters");
+    host.spec.self_fencing = true;
+    assert_eq!(said(&host), Some(false));
+}
