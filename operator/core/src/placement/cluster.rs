@@ -59,29 +59,19 @@ impl Cluster {
         sort_by_name(&mut hosts);
         vms.sort_by(|a, b| a.key.cmp(&b.key));
         vms.dedup_by(|later, first| later.key == first.key);
-        let unknown: BTreeSet<&String> =
-            vms.iter().flat_map(|v| &v.on).filter(|h| find(&hosts, h).is_none()).collect();
-        if !unknown.is_empty() {
-            let ghosts: Vec<HostRow> = unknown.into_iter().map(|name| ghost(name)).collect();
-            hosts.extend(ghosts);
-            sort_by_name(&mut hosts);
-        }
-        let mut places = Vec::with_capacity(vms.len());
-        for (v, vm) in vms.iter().enumerate() {
-            for (i, name) in vm.on.iter().enumerate() {
-                if vm.on[..i].contains(name) {
-                    continue;
-                }
-                if let Some(h) = find(&hosts, name) {
-                    places.push((v as u32, h));
-                }
+        let occupied = match places(&hosts, &vms) {
+            Ok(places) => places,
+            Err(unknown) => {
+                hosts.extend(unknown.iter().map(|name| ghost(name)));
+                sort_by_name(&mut hosts);
+                places(&hosts, &vms).unwrap_or_default()
             }
-        }
-        let on = Lists::new(vms.len(), &places);
-        let flipped: Vec<(u32, u32)> = places.iter().map(|(v, h)| (*h, *v)).collect();
+        };
+        let on = Lists::new(vms.len(), &occupied);
+        let flipped: Vec<(u32, u32)> = occupied.iter().map(|(v, h)| (*h, *v)).collect();
         let residents = Lists::new(hosts.len(), &flipped);
         let (mut used_cpu, mut used_mib) = (vec![0; hosts.len()], vec![0; hosts.len()]);
-        for (v, h) in &places {
+        for (v, h) in &occupied {
             used_cpu[*h as usize] += vms[*v as usize].cpu;
             used_mib[*h as usize] += vms[*v as usize].memory_mib;
         }
@@ -108,6 +98,27 @@ impl Cluster {
     pub(super) fn host_name(&self, host: u32) -> &str {
         &self.hosts[host as usize].name
     }
+}
+
+/// All pairs of a VM and a host that it occupies, or the names of hosts that are not there.
+fn places(hosts: &[HostRow], vms: &[VmRow]) -> Result<Vec<(u32, u32)>, BTreeSet<String>> {
+    let names: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
+    let mut places = Vec::with_capacity(vms.len());
+    let mut unknown = BTreeSet::new();
+    for (v, vm) in vms.iter().enumerate() {
+        for (i, name) in vm.on.iter().enumerate() {
+            if vm.on[..i].contains(name) {
+                continue;
+            }
+            match names.binary_search(&name.as_str()) {
+                Ok(h) => places.push((v as u32, h as u32)),
+                Err(_) => {
+                    unknown.insert(name.clone());
+                }
+            }
+        }
+    }
+    if unknown.is_empty() { Ok(places) } else { Err(unknown) }
 }
 
 fn sort_by_name(hosts: &mut Vec<HostRow>) {
