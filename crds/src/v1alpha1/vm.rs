@@ -50,7 +50,7 @@ pub struct VirtualMachineSpec {
     #[serde(default)]
     pub cpu: Cpu,
     /// Guest memory, a multiple of 1Mi.
-    #[x_kube(validation = Rule::new("type(self) == int ? self >= 4194304 : isQuantity(self) && quantity(self).isGreaterThan(quantity('3Mi'))").message("spec.memory: give at least 4Mi, for example 512Mi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('3Mi'))").message("spec.memory: give at least 4Mi, for example 512Mi"))]
     pub memory: Quantity,
     /// Firmware of the guest.
     #[serde(default)]
