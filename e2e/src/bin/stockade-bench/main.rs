@@ -7,8 +7,11 @@ mod report;
 
 use std::process::ExitCode;
 
+/// Measures one row and prints its figures.
+type Row = fn(&Options) -> Result<(), report::Error>;
+
 /// Rows by name, and what measures them.
-const ROWS: [(&str, fn(&Options) -> Result<(), report::Error>); 1] = [("plan", plan::run)];
+const ROWS: [(&str, Row); 1] = [("plan", plan::run)];
 
 /// What the command line asks for.
 struct Options {

@@ -16,6 +16,7 @@ const SANLOCK_DEAD_MS: u64 = 140_000;
 
 impl World {
     /// Takes the locks of a VM's disks for a process, all or none.
+    #[expect(clippy::too_many_arguments, reason = "who takes which lock, and where: one call")]
     pub(super) fn take_locks(
         &mut self,
         host: &str,
