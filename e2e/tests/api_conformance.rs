@@ -1,6 +1,6 @@
 //! The in-process API answers as kube-apiserver does: the same requests to both, by hand and
 //! drawn from seeds, and the same objects, refusals and watch events back.
-
+#![allow(clippy::panic)]
 #![recursion_limit = "256"]
 
 use std::collections::BTreeMap;
