@@ -25,6 +25,9 @@ pub mod self_fence;
 pub mod status;
 pub mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use decide::{HostAction, decide};
 pub use hook::{HookOp, hook_allows};
 pub use observed::{Live, Observed, Order, VmMemory};
