@@ -2,6 +2,7 @@
 //! drawn from seeds, and the same objects, refusals and watch events back.
 #![allow(clippy::panic)]
 #![recursion_limit = "256"]
+#![allow(clippy::panic, reason = "a test: an arm that cannot be reached ends it")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! In-process API and simulated hosts for the real controller and agents.
 
+#[cfg(feature = "hooks")]
+pub mod hooks;
 pub mod host;
 pub mod kube;
 pub mod oracle;
