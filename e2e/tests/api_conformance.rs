@@ -1,6 +1,5 @@
 //! The in-process API answers as kube-apiserver does: the same requests to both, by hand and
 //! drawn from seeds, and the same objects, refusals and watch events back.
-#![allow(clippy::panic)]
 #![recursion_limit = "256"]
 #![allow(clippy::panic, reason = "a test: an arm that cannot be reached ends it")]
 
