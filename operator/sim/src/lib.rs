@@ -6,5 +6,6 @@ pub mod host;
 pub mod kube;
 pub mod oracle;
 pub mod rng;
+pub mod runner;
 pub mod scenario;
 pub mod world;

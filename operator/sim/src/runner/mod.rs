@@ -1,0 +1,9 @@
+//! A whole cluster in this process: the real controllers and agents on the in-process API and
+//! the simulated hosts.
+
+mod cluster;
+mod process;
+#[cfg(test)]
+mod tests;
+
+pub use cluster::{Cluster, ClusterError, HostPlan};
