@@ -10,6 +10,3 @@ pub use lifecycle::{Decision, decide};
 pub use machine::{Problem, claims, disk_path, resolve};
 pub use order::{basis, domain_order, place_order};
 pub use rows::cluster;
-
-#[cfg(test)]
-mod tests;

@@ -96,3 +96,6 @@ pub fn plan(world: &World) -> Plan {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

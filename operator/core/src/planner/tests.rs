@@ -1,0 +1,544 @@
+//! The planner on small worlds, built from the manifests that people write.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use stockade_crds::v1alpha1::{EpochState, FenceAction, Host, HostAgent, ProofKind, VmState, Want};
+
+use super::plan;
+use crate::ha::evidence::{LeaseBeat, SeenBeat};
+use crate::plan::{Intent, Plan};
+use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, World};
+
+const UID: &str = "0b9c4d5e-0000-4000-8000-000000000101";
+
+fn of<K: serde::de::DeserializeOwned>(value: Value) -> Arc<K> {
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+/// Three hosts that beat, one storage, one VM; `seconds` of beats have passed.
+struct Bed {
+    world: World,
+    counter: u64,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let mut world = World { fresh: true, cluster_id: "test".into(), ..World::default() };
+        world.lives.limit = 5_000;
+        world.policy = Some(of(json!({
+            "metadata": {"name": "default", "generation": 1}, "spec": {},
+        })));
+        world.storages.insert(
+            "vms".into(),
+            of(json!({
+                "metadata": {"name": "vms", "generation": 1},
+                "spec": {"mountPath": "/srv/vms", "directory": {}},
+            })),
+        );
+        for host in ["h1", "h2", "h3"] {
+            world.namespaces.insert(host.into(), NamespaceFact { ours: true, terminating: false });
+            let device = format!("bmc-{host}");
+            world.fence_devices.insert(
+                device.clone(),
+                of(json!({
+                    "metadata": {"name": device, "generation": 1},
+                    "spec": {"agent": "fence_ipmilan", "plugs": {host: "1"}},
+                    "status": {"observedGeneration": 1, "trustedHosts": [host]},
+                })),
+            );
+            world.hosts.insert(
+                host.into(),
+                host_object(host, json!({"fencing": [{"devices": [device]}]})),
+            );
+            world.agents.insert(host.into(), agent_object(host, &format!("boot-{host}")));
+        }
+        let mut bed = Self { world, counter: 0 };
+        bed.add_vm(json!({}), Value::Null);
+        bed.beat(&["h1", "h2", "h3"], 10);
+        bed
+    }
+
+    fn add_vm(&mut self, spec: Value, status: Value) {
+        let mut object = json!({
+            "metadata": {
+                "name": "web", "namespace": "default", "uid": UID, "generation": 1,
+                "resourceVersion": "7", "finalizers": ["stockade.dev/settled"],
+            },
+            "spec": {"memory": "1Gi", "disks": [
+                {"name": "root", "storage": "vms", "format": "raw", "existing": {"path": "web.img"}},
+            ]},
+        });
+        object["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        if !status.is_null() {
+            object["status"] = status;
+        }
+        self.world.vms.insert(Key::new("default", "web"), of(object));
+    }
+
+    /// Lets these hosts beat on both paths for so many seconds; the others are silent.
+    fn beat(&mut self, alive: &[&str], seconds: u64) {
+        for _ in 0..seconds {
+            self.world.now += 1_000;
+            self.counter += 1;
+            let now = self.world.now;
+            self.world.lives.echo(now);
+            let beats: BTreeMap<String, SeenBeat> = alive
+                .iter()
+                .map(|h| {
+                    (format!("uid-{h}"), SeenBeat { boot: self.boot(h), counter: self.counter })
+                })
+                .collect();
+            for host in alive {
+                let lease = LeaseBeat {
+                    host_uid: format!("uid-{host}"),
+                    boot_id: self.boot(host),
+                    version: self.counter.to_string(),
+                    beats: [("vms".to_owned(), beats.clone())].into(),
+                };
+                self.world.lives.lease(host, lease, now);
+            }
+        }
+    }
+
+    fn boot(&self, host: &str) -> String {
+        self.world.agents[host].status.as_ref().unwrap().boot_id.clone()
+    }
+
+    fn placed(&mut self, host: &str, state: &str) {
+        let boot = self.boot(host);
+        self.add_vm(
+            json!({}),
+            json!({
+                "epoch": 1, "host": host, "printableStatus": "Running",
+                "placements": [{
+                    "epoch": 1, "host": host, "hostUid": format!("uid-{host}"), "bootId": boot,
+                    "state": state,
+                }],
+            }),
+        );
+    }
+
+    fn domain(&mut self, host: &str, want: &str, status: Value) {
+        let boot = self.boot(host);
+        let machine =
+            crate::vm::resolve(&self.world, &self.world.vms[&Key::new("default", "web")]).unwrap();
+        self.world.domains.insert((host.into(), UID.into()), of(json!({
+            "metadata": {"name": UID, "namespace": format!("stockade-host-{host}"), "uid": "d", "resourceVersion": "9", "generation": 1},
+            "spec": {
+                "vm": {"namespace": "default", "name": "web", "uid": UID}, "hostUid": format!("uid-{host}"),
+                "bootId": boot, "epoch": 1, "orderId": 1, "want": want, "graceSeconds": 60,
+                "machine": machine,
+            },
+            "status": status,
+        })));
+    }
+
+    fn call(&mut self, host: &str, action: FenceAction, result: FenceResult, started: u64) {
+        self.world.fence_log.push(FenceRecord {
+            device: format!("bmc-{host}"),
+            host: host.into(),
+            boot_id: self.boot(host),
+            generation: 1,
+            action,
+            started,
+            finished: Some(started + 100),
+            result,
+        });
+    }
+
+    fn certificate(&mut self, host: &str, status: Value) {
+        let name = stockade_crds::names::host_fence_name(host, &self.boot(host));
+        self.world.fences.insert(
+            name.clone(),
+            of(json!({
+                "metadata": {"name": name, "generation": 1, "resourceVersion": "3", "uid": "f"},
+                "spec": {"host": host, "hostUid": format!("uid-{host}"), "bootId": self.boot(host)},
+                "status": status,
+            })),
+        );
+    }
+}
+
+fn host_object(name: &str, spec: Value) -> Arc<Host> {
+    of(json!({"metadata": {"name": name, "generation": 1}, "spec": spec}))
+}
+
+fn agent_object(host: &str, boot: &str) -> Arc<HostAgent> {
+    of(json!({
+        "metadata": {"name": "agent", "namespace": format!("stockade-host-{host}")},
+        "spec": {"storages": [{"name": "vms", "mountPath": "/srv/vms", "kind": "SharedDirectory"}]},
+        "status": {
+            "hostUid": format!("uid-{host}"), "bootId": boot, "cpu": 8, "memoryMib": 16384,
+            "hypervisors": ["KVM"], "hookReady": true, "hypervisorReady": true,
+            "storages": [{"name": "vms", "ready": true}],
+        },
+    }))
+}
+
+fn placements(plan: &Plan) -> Vec<(String, i64, Want)> {
+    plan.intents
+        .iter()
+        .filter_map(|i| match i {
+            Intent::Place { domains, .. } => {
+                domains.first().map(|d| (d.host.clone(), d.spec.epoch, d.spec.want))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn orders(plan: &Plan) -> Vec<Want> {
+    plan.intents
+        .iter()
+        .filter_map(|i| match i {
+            Intent::WriteDomain(write) => Some(write.spec.want),
+            _ => None,
+        })
+        .collect()
+}
+
+fn fence_calls(plan: &Plan, host: &str) -> Vec<FenceAction> {
+    plan.intents
+        .iter()
+        .filter_map(|i| match i {
+            Intent::Fence { host: h, action, .. } if h == host => Some(*action),
+            _ => None,
+        })
+        .collect()
+}
+
+fn word(plan: &Plan) -> VmState {
+    plan.vms.first().map(|(_, r)| r.status.printable_status).unwrap()
+}
+
+#[test]
+fn a_wanted_vm_is_placed_with_a_new_epoch_and_ordered_for_the_running_boot() {
+    let bed = Bed::new();
+    let plan = plan(&bed.world);
+    assert_eq!(placements(&plan), [("h1".to_owned(), 1, Want::Running)]);
+    let Some(Intent::Place { report, domains, basis, .. }) =
+        plan.intents.iter().find(|i| matches!(i, Intent::Place { .. }))
+    else {
+        panic!("no placement")
+    };
+    assert_eq!(basis.version, "7", "the swap compares the version that was read");
+    assert_eq!(domains[0].spec.boot_id, "boot-h1");
+    assert_eq!(report.status.placements[0].state, EpochState::Ordered);
+    assert_eq!(domains[0].spec.machine.disks[0].path, "/srv/vms/default/web.img");
+}
+
+#[test]
+fn an_open_epoch_is_never_placed_again() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain(
+        "h1",
+        "Running",
+        json!({"epoch": 1, "orderId": 1, "state": "Running", "bootId": "boot-h1"}),
+    );
+    let plan = plan(&bed.world);
+    assert!(placements(&plan).is_empty() && orders(&plan).is_empty(), "{:?}", plan.intents);
+    assert_eq!(word(&plan), VmState::Running);
+}
+
+#[test]
+fn a_missing_domain_is_no_release_but_made_again_as_a_stop_order() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    let plan = plan(&bed.world);
+    assert!(placements(&plan).is_empty());
+    assert_eq!(orders(&plan), [Want::Stopped]);
+}
+
+#[test]
+fn an_end_that_is_not_drained_settles_nothing() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    let status =
+        json!({"epoch": 1, "orderId": 1, "state": "Ended", "end": "Crashed", "released": false});
+    bed.domain("h1", "Running", status);
+    assert!(placements(&plan(&bed.world)).is_empty());
+}
+
+#[test]
+fn a_crashed_vm_is_started_again_on_its_host_with_a_higher_epoch() {
+    let mut bed = Bed::new();
+    bed.placed("h2", "Ordered");
+    let status =
+        json!({"epoch": 1, "orderId": 1, "state": "Ended", "end": "Crashed", "released": true});
+    bed.domain("h2", "Running", status);
+    assert_eq!(placements(&plan(&bed.world)), [("h2".to_owned(), 2, Want::Running)]);
+}
+
+#[test]
+fn a_clean_guest_shutdown_ends_it_under_rerun_on_failure_and_not_under_always() {
+    for (policy, restarted) in [("RerunOnFailure", false), ("Always", true)] {
+        let mut bed = Bed::new();
+        bed.placed("h2", "Ordered");
+        let status = json!({"epoch": 1, "orderId": 1, "state": "Ended", "end": "GuestShutdown", "released": true});
+        bed.domain("h2", "Running", status);
+        let vm = bed.world.vms[&Key::new("default", "web")].as_ref().clone();
+        let mut value = serde_json::to_value(&vm).unwrap();
+        value["spec"]["runPolicy"] = json!(policy);
+        bed.world.vms.insert(Key::new("default", "web"), of(value));
+        assert_eq!(!placements(&plan(&bed.world)).is_empty(), restarted, "{policy}");
+    }
+}
+
+#[test]
+fn a_halted_vm_gets_a_stop_order_and_is_ready_once_stopped() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    let halt = |bed: &mut Bed| {
+        let vm = bed.world.vms[&Key::new("default", "web")].as_ref().clone();
+        let mut value = serde_json::to_value(&vm).unwrap();
+        value["spec"]["runPolicy"] = json!("Halted");
+        bed.world.vms.insert(Key::new("default", "web"), of(value));
+    };
+    halt(&mut bed);
+    assert_eq!(orders(&plan(&bed.world)), [Want::Stopped]);
+    bed.domain(
+        "h1",
+        "Stopped",
+        json!({"epoch": 1, "orderId": 2, "state": "Ended", "end": "Stopped", "released": true}),
+    );
+    let plan = plan(&bed.world);
+    assert_eq!(word(&plan), VmState::Stopped);
+    let ready = &plan.vms[0].1.conditions[0];
+    assert_eq!((ready.type_, ready.status), ("Ready", Some(true)));
+}
+
+#[test]
+fn the_second_vm_that_names_a_disk_is_blocked_and_told_the_owner() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    let mut second =
+        serde_json::to_value(bed.world.vms[&Key::new("default", "web")].as_ref()).unwrap();
+    second["metadata"]["name"] = json!("thief");
+    second["metadata"]["uid"] = json!("0b9c4d5e-0000-4000-8000-000000000102");
+    second.as_object_mut().unwrap().remove("status");
+    bed.world.vms.insert(Key::new("default", "thief"), of(second));
+    let plan = plan(&bed.world);
+    let (_, thief) = plan.vms.iter().find(|(k, _)| k.name == "thief").unwrap();
+    assert_eq!(thief.status.printable_status, VmState::Blocked);
+    assert!(thief.conditions[0].message.contains("default/web"), "{:?}", thief.conditions[0]);
+    assert!(placements(&plan).is_empty());
+}
+
+#[test]
+fn failed_starts_are_retried_on_the_host_then_elsewhere_then_end_in_error() {
+    let mut bed = Bed::new();
+    let failures = json!({"restarts": 1, "triedHosts": ["h1"], "exits": 0, "message": ""});
+    let boot = bed.boot("h2");
+    bed.add_vm(
+        json!({}),
+        json!({
+            "epoch": 4, "failures": failures, "placements": [{
+                "epoch": 4, "host": "h2", "hostUid": "uid-h2", "bootId": boot, "state": "Ordered",
+            }],
+        }),
+    );
+    let mut domain = json!({"epoch": 4, "orderId": 1, "state": "StartFailed", "end": "StartFailed", "released": true, "message": "no"});
+    bed.domain("h2", "Running", domain.take());
+    let plan = plan(&bed.world);
+    assert!(placements(&plan).is_empty());
+    assert_eq!(word(&plan), VmState::Error);
+}
+
+#[test]
+fn a_host_that_misses_one_beat_has_its_power_read_and_nothing_more() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.beat(&["h2", "h3"], 4);
+    let plan = plan(&bed.world);
+    assert_eq!(fence_calls(&plan, "h1"), [FenceAction::Status]);
+    assert!(placements(&plan).is_empty());
+}
+
+#[test]
+fn off_is_ordered_only_after_both_paths_are_silent_for_act_seconds() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    bed.beat(&["h2", "h3"], 5);
+    assert!(!fence_calls(&plan(&bed.world), "h1").contains(&FenceAction::Off));
+    bed.beat(&["h2", "h3"], 5);
+    assert_eq!(fence_calls(&plan(&bed.world), "h1"), [FenceAction::Off]);
+}
+
+#[test]
+fn a_host_that_beats_on_storage_is_isolated_and_not_shot() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    for _ in 0..30 {
+        bed.world.now += 1_000;
+        bed.counter += 1;
+        let now = bed.world.now;
+        bed.world.lives.echo(now);
+        let beats: BTreeMap<String, SeenBeat> = ["h1", "h2", "h3"]
+            .iter()
+            .map(|h| (format!("uid-{h}"), SeenBeat { boot: bed.boot(h), counter: bed.counter }))
+            .collect();
+        for host in ["h2", "h3"] {
+            let lease = LeaseBeat {
+                host_uid: format!("uid-{host}"),
+                boot_id: bed.boot(host),
+                version: bed.counter.to_string(),
+                beats: [("vms".to_owned(), beats.clone())].into(),
+            };
+            bed.world.lives.lease(host, lease, now);
+        }
+    }
+    let plan = plan(&bed.world);
+    assert!(!fence_calls(&plan, "h1").contains(&FenceAction::Off));
+    let (_, h1) = plan.hosts.iter().find(|(n, _)| n == "h1").unwrap();
+    assert_eq!(h1.status.printable_status, stockade_crds::v1alpha1::HostState::Isolated);
+}
+
+#[test]
+fn two_of_three_hosts_silent_at_once_shoot_nobody() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    bed.beat(&["h3"], 20);
+    bed.call("h1", FenceAction::Status, FenceResult::On, bed.world.now - 3_000);
+    assert!(!fence_calls(&plan(&bed.world), "h1").contains(&FenceAction::Off));
+}
+
+#[test]
+fn an_observer_that_was_away_counts_no_silence() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    // The controller itself saw nothing for three minutes, then its own beat comes back.
+    bed.world.now += 180_000;
+    let now = bed.world.now;
+    bed.world.lives.echo(now);
+    let plan = plan(&bed.world);
+    assert!(!fence_calls(&plan, "h1").contains(&FenceAction::Off));
+    assert!(!plan.intents.iter().any(|i| matches!(i, Intent::OpenFence { .. })));
+    let (_, h1) = plan.hosts.iter().find(|(n, _)| n == "h1").unwrap();
+    assert_eq!(h1.status.printable_status, stockade_crds::v1alpha1::HostState::Ready);
+}
+
+#[test]
+fn off_without_reading_it_back_proves_nothing_and_read_back_does() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    bed.beat(&["h2", "h3"], 12);
+    let at = bed.world.now - 2_000;
+    bed.call("h1", FenceAction::Off, FenceResult::Done, at);
+    let proof = |bed: &Bed| {
+        let plan = plan(&bed.world);
+        plan.fences.first().and_then(|(_, r)| r.status.proof)
+    };
+    assert_eq!(proof(&bed), None);
+    bed.call("h1", FenceAction::Status, FenceResult::Off, at + 500);
+    assert_eq!(proof(&bed), Some(ProofKind::Power));
+}
+
+#[test]
+fn a_reading_of_off_from_before_the_silence_proves_nothing() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    let early = bed.world.now - 1_000;
+    bed.call("h1", FenceAction::Off, FenceResult::Done, early);
+    bed.call("h1", FenceAction::Status, FenceResult::Off, early + 200);
+    bed.beat(&["h2", "h3"], 12);
+    let plan = plan(&bed.world);
+    assert_eq!(plan.fences.first().and_then(|(_, r)| r.status.proof), None);
+}
+
+#[test]
+fn a_proven_death_moves_the_vm_and_names_the_death_it_relies_on() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.beat(&["h2", "h3"], 12);
+    bed.certificate("h1", json!({"proof": "Power"}));
+    let plan = plan(&bed.world);
+    let Some(Intent::Place { relies_on, domains, .. }) =
+        plan.intents.iter().find(|i| matches!(i, Intent::Place { .. }))
+    else {
+        panic!("not placed: {:?}", plan.intents)
+    };
+    assert_eq!(domains[0].spec.epoch, 2);
+    assert_ne!(domains[0].host, "h1");
+    assert_eq!(relies_on[0].boot_id, "boot-h1");
+    let dead = domains[0].spec.settled[0].dead_boot.as_ref().unwrap();
+    assert_eq!(dead.boot_id, "boot-h1", "the agent is told whose record it may pass over");
+}
+
+#[test]
+fn a_certificate_for_another_boot_or_a_revoked_one_moves_nothing() {
+    for status in [json!({"proof": "Power", "revoked": "it lives"}), json!({})] {
+        let mut bed = Bed::new();
+        bed.placed("h1", "Ordered");
+        bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+        bed.beat(&["h2", "h3"], 7);
+        bed.certificate("h1", status);
+        assert!(placements(&plan(&bed.world)).is_empty());
+    }
+}
+
+#[test]
+fn life_after_the_proof_revokes_the_certificate() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.certificate("h1", json!({"proof": "Power"}));
+    bed.beat(&["h1", "h2", "h3"], 3);
+    let plan = plan(&bed.world);
+    assert!(plan.fences[0].1.status.revoked.is_some());
+}
+
+#[test]
+fn a_human_word_does_not_count_while_the_host_shows_life() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.certificate("h1", json!({}));
+    let name = stockade_crds::names::host_fence_name("h1", "boot-h1");
+    let mut fence = bed.world.fences[&name].as_ref().clone();
+    fence.spec.confirmation = Some(stockade_crds::v1alpha1::Confirmation {
+        reason: "I pulled the plug".into(),
+        by: "ann".into(),
+        although_device_reads_on: false,
+    });
+    bed.world.fences.insert(name, Arc::new(fence));
+    assert_eq!(plan(&bed.world).fences[0].1.status.proof, None);
+    bed.beat(&["h2", "h3"], 12);
+    assert_eq!(plan(&bed.world).fences[0].1.status.proof, Some(ProofKind::Human));
+}
+
+#[test]
+fn paused_automation_orders_nothing() {
+    let mut bed = Bed::new();
+    bed.world.policy = Some(of(json!({
+        "metadata": {"name": "default"}, "spec": {"automation": "Paused"},
+    })));
+    let plan = plan(&bed.world);
+    assert!(placements(&plan).is_empty());
+    assert_eq!(word(&plan), VmState::Held);
+}
+
+#[test]
+fn without_a_host_that_fits_the_vm_says_why_for_each() {
+    let mut bed = Bed::new();
+    bed.add_vm(json!({"memory": "64Gi"}), Value::Null);
+    let plan = plan(&bed.world);
+    assert_eq!(word(&plan), VmState::Unplaceable);
+    let message = &plan.vms[0].1.conditions[0].message;
+    for host in ["h1", "h2", "h3"] {
+        assert!(message.contains(host), "{message}");
+    }
+}
