@@ -27,13 +27,14 @@ const GATED: [&str; 4] = ["prepare", "start", "migrate", "restore"];
 pub struct HookContext {
     /// The agent's state folder with the journal.
     pub state: PathBuf,
-    /// Id of the running boot.
-    pub boot_id: String,
+    /// File with the id of the running boot.
+    pub boot_id: PathBuf,
 }
 
 /// Decides one call of the hook; an error refuses it, and its text goes to libvirt's log.
 ///
 /// `operation` is the hook's second argument, `xml` what libvirt wrote to its standard input.
+/// Nothing is read for an operation that is only told of: it can't fail.
 pub fn decide(context: &HookContext, operation: &str, xml: &str) -> HostResult<()> {
     if !GATED.contains(&operation) {
         return Ok(());
@@ -41,7 +42,9 @@ pub fn decide(context: &HookContext, operation: &str, xml: &str) -> HostResult<(
     let refused = |message: String| HostError::refused("start", operation, message);
     let domain = read_domain(xml).map_err(|error| refused(error.to_string()))?;
     let journal = FileJournal::read(&context.state);
-    judge(&domain, journal.as_ref().ok(), &context.boot_id, &|disk| {
+    let boot_id = fs::read_to_string(&context.boot_id)
+        .map_err(|error| refused(format!("the boot id can't be read: {error}")))?;
+    judge(&domain, journal.as_ref().ok(), boot_id.trim(), &|disk| {
         records::is_claimed(Path::new(disk))
     })
     .map_err(|message| HostError::refused("start", domain.name, message))
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn news_about_a_running_domain_is_never_refused() {
-        let context = HookContext { state: "/nonexistent".into(), boot_id: "boot".into() };
+        let context = HookContext { state: "/nonexistent".into(), boot_id: "/nonexistent".into() };
         for operation in ["started", "stopped", "release", "reconnect", "attach"] {
             assert!(decide(&context, operation, "no xml").is_ok());
         }

@@ -133,3 +133,40 @@ fn an_identity_stays_with_its_machine() {
     fs::write(&smbios, "machine-b\n").unwrap();
     assert!(matches!(RealMachine::open(&options), Err(HostError::Refused { .. })));
 }
+
+#[tokio::test]
+async fn beats_rise_on_every_planned_storage_and_stop_when_it_is_left_out() {
+    let scratch = Scratch::new("beat");
+    let storage = RealStorage::new(StorageOptions {
+        state: scratch.0.join("state"),
+        host_uid: "h1".into(),
+        boot_id: "boot".into(),
+        // The process itself is played by a thread of this test.
+        beat_command: vec!["true".into()],
+    })
+    .unwrap();
+    assert!(storage.ensure(&scratch.declared("ours")).await.ready);
+    storage.keep_beating(&["vms".into()], 1, 5).await.unwrap();
+    let state = scratch.0.join("state");
+    std::thread::spawn(move || stockade_host::beat::run(&state));
+    let counter = async || {
+        let beats = storage.beats("vms").await.unwrap();
+        beats.get("h1").map_or(0, |beat| {
+            assert_eq!((beat.boot_id.as_str(), beat.lineage), ("boot", 5));
+            beat.counter
+        })
+    };
+    let pause = async |millis| tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
+    pause(700).await;
+    let first = counter().await;
+    assert!(first > 0);
+    pause(1500).await;
+    assert!(counter().await > first);
+    let second = stockade_host::beat::run(&scratch.0.join("state"));
+    assert!(matches!(second, Err(HostError::Refused { .. })), "two processes beat for one host");
+    storage.keep_beating(&[], 1, 5).await.unwrap();
+    pause(1500).await;
+    let last = counter().await;
+    pause(1500).await;
+    assert_eq!(counter().await, last, "a storage that was left out is still beaten on");
+}
