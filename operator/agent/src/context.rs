@@ -87,6 +87,13 @@ impl Context {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    /// The cluster's id as owner records carry it: the joined cluster's, if one is known.
+    pub(crate) fn cluster_id(&self) -> String {
+        let spec = locked(&self.spec);
+        let mut joined = spec.iter().flat_map(|s| &s.storages).map(|s| &s.cluster_id);
+        joined.find(|id| !id.is_empty()).unwrap_or(&self.config.cluster_id).clone()
+    }
+
     /// The spec, if this machine is the one that claimed the host's name.
     pub(crate) fn joined_spec(&self) -> Option<HostAgentSpec> {
         let spec = locked(&self.spec).clone()?;

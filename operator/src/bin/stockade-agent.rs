@@ -1,13 +1,19 @@
 //! `stockade-agent`: what runs on a host beside libvirt.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use stockade_agent::AgentConfig;
 use stockade_host::hook::{HookContext, decide};
-use stockade_host::machine::MachineOptions;
-use stockade_host::{HostResult, beat};
+use stockade_host::journal::FileJournal;
+use stockade_host::libvirt::{Libvirt, LibvirtOptions};
+use stockade_host::machine::{MachineOptions, NoWatchdog, RealClock, RealMachine};
+use stockade_host::ports::AgentPorts;
+use stockade_host::storage::{RealStorage, StorageOptions};
+use stockade_host::{HostError, HostResult, beat};
 
 /// The agent of one host.
 #[derive(Parser)]
@@ -35,6 +41,21 @@ enum Command {
     },
     /// Writes the storage beats that the agent has planned, until killed.
     Beat,
+    /// Runs the agent until it is told to stop; running VMs run on without it.
+    Run(RunArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Name of this machine's Host. The API is found by KUBECONFIG.
+    #[arg(long, env = "STOCKADE_HOST")]
+    host: String,
+    /// Id of the cluster, as it stands in owner records and storage markers.
+    #[arg(long, env = "STOCKADE_CLUSTER", default_value = "stockade")]
+    cluster: String,
+    /// How libvirt is reached.
+    #[arg(long, env = "STOCKADE_LIBVIRT_URI", default_value = "qemu:///system")]
+    libvirt_uri: String,
 }
 
 fn main() -> ExitCode {
@@ -59,5 +80,67 @@ fn run(arguments: Arguments) -> HostResult<()> {
             decide(&HookContext { state: arguments.state, boot_id }, &operation, &xml)
         }
         Command::Beat => beat::run(&arguments.state),
+        Command::Run(options) => serve(&arguments.state, options),
+    }
+}
+
+/// Runs the agent with the drivers of a real machine.
+fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
+    let failed = |message: String| HostError::failed("run", "agent", message);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
+    let itself =
+        vec![program.display().to_string(), "--state".to_owned(), state.display().to_string()];
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
+    runtime.block_on(async {
+        let ports = ports(state, itself, options.libvirt_uri)?;
+        let mut api = kube::Config::infer().await.map_err(|error| failed(error.to_string()))?;
+        // The agent repeats what it must itself, with fresh content.
+        api.default_retry = false;
+        let client = kube::Client::try_from(api).map_err(|error| failed(error.to_string()))?;
+        let mut config = AgentConfig::new(options.host);
+        config.cluster_id = options.cluster;
+        stockade_agent::run(client, ports, config, told_to_stop())
+            .await
+            .map_err(|error| failed(error.to_string()))
+    })
+}
+
+/// The drivers of a real machine; `itself` is this program with its first arguments.
+fn ports(state: &Path, itself: Vec<String>, libvirt_uri: String) -> HostResult<AgentPorts> {
+    let machine = RealMachine::open(&MachineOptions::new(state))?;
+    let mut libvirt = LibvirtOptions::new(state, machine.boot_id(), itself.clone());
+    libvirt.uri = libvirt_uri;
+    let mut beat_command = itself;
+    beat_command.push("beat".to_owned());
+    let storage = StorageOptions {
+        state: state.to_owned(),
+        host_uid: machine.host_uid().to_owned(),
+        boot_id: machine.boot_id().to_owned(),
+        beat_command,
+    };
+    Ok(AgentPorts {
+        machine: Arc::new(machine),
+        hypervisor: Arc::new(Libvirt::new(libvirt)?),
+        storage: Arc::new(RealStorage::new(storage)?),
+        journal: Arc::new(FileJournal::open(state)?),
+        watchdog: Arc::new(NoWatchdog),
+        clock: Arc::new(RealClock),
+    })
+}
+
+/// Completes at SIGTERM or an interrupt.
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        _ = term.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
 }

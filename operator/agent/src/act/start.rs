@@ -202,7 +202,7 @@ async fn read_verdict(
         .await
         .map_err(|e| Stop::Never(End::Refused, e.to_string()))?;
     let config = &context.config;
-    match judge(&records, spec, &config.cluster_id, resumed, config.guards) {
+    match judge(&records, spec, &context.cluster_id(), resumed, config.guards) {
         Ok(verdict) => {
             done.highest_record = done.highest_record.max(verdict.highest);
             Ok(verdict)
@@ -222,7 +222,7 @@ pub(super) fn record(
     state: RecordState,
 ) -> OwnerRecord {
     OwnerRecord {
-        cluster_id: context.config.cluster_id.clone(),
+        cluster_id: context.cluster_id(),
         vm_uid: spec.vm.uid.clone(),
         epoch,
         host_uid: context.host_uid.clone(),
