@@ -137,7 +137,9 @@ async fn every_forbidden_change_is_refused() {
         for (base, change, wanted) in table::FORBIDDEN_CHANGES {
             let mut manifest = yaml(base);
             let api = api_of(&client, &manifest, namespace);
-            let name = manifest["metadata"]["name"].as_str().expect("a name").to_owned();
+            // Names of its own: the other test tries the same cluster-wide ones on this server.
+            let name = format!("kept-{}", manifest["metadata"]["name"].as_str().expect("a name"));
+            manifest["metadata"]["name"] = name.clone().into();
             let object: DynamicObject = serde_json::from_value(manifest.clone()).expect("object");
             match api.create(&PostParams::default(), &object).await {
                 Ok(_) => {}
