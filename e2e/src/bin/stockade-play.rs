@@ -35,8 +35,9 @@ async fn main() -> ExitCode {
         }
     }
     tracing_subscriber::fmt()
+        // Until the server is up each try to reach it fails.
+        .with_env_filter(tracing_subscriber::EnvFilter::new("warn,kube_client=off"))
         .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::WARN)
         .init();
     let played = tokio::select! {
         biased;

@@ -274,9 +274,13 @@ impl Cluster {
         let user = format!("stockade:host:{name}");
         let kubeconfig = self.plane.kubeconfig(&user, &["stockade:hosts"])?;
         let program = self.programs.agent.to_string_lossy();
-        // The control plane is on the machine's loopback.
+        // The control plane is on the machine's loopback. A machine that is itself a guest may
+        // have a /dev/kvm that QEMU dies of.
         let mut command = self.host(name)?.command(&program, Network::Machine)?;
-        command.args(["run", "--host", name]).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
+        command
+            .args(["run", "--emulated", "--host", name])
+            .env("KUBECONFIG", kubeconfig)
+            .env("RUST_LOG", "info");
         let log = self.folder.path().join(format!("agent-{name}.log"));
         let agent = Program::start(&format!("agent of {name}"), log, command)?;
         self.agents.insert(name.to_owned(), agent);

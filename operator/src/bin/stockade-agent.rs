@@ -56,6 +56,9 @@ struct RunArguments {
     /// How libvirt is reached.
     #[arg(long, env = "STOCKADE_LIBVIRT_URI", default_value = "qemu:///system")]
     libvirt_uri: String,
+    /// Guests are emulated though there is a /dev/kvm, as where it can't be used.
+    #[arg(long, env = "STOCKADE_EMULATED")]
+    emulated: bool,
 }
 
 fn main() -> ExitCode {
@@ -96,7 +99,7 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
         .build()
         .map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
-        let ports = ports(state, itself, options.libvirt_uri)?;
+        let ports = ports(state, itself, options.libvirt_uri, options.emulated)?;
         let mut api = kube::Config::infer().await.map_err(|error| failed(error.to_string()))?;
         // The agent repeats what it must itself, with fresh content.
         api.default_retry = false;
@@ -110,10 +113,16 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
 }
 
 /// The drivers of a real machine; `itself` is this program with its first arguments.
-fn ports(state: &Path, itself: Vec<String>, libvirt_uri: String) -> HostResult<AgentPorts> {
+fn ports(
+    state: &Path,
+    itself: Vec<String>,
+    libvirt_uri: String,
+    emulated: bool,
+) -> HostResult<AgentPorts> {
     let machine = RealMachine::open(&MachineOptions::new(state))?;
     let mut libvirt = LibvirtOptions::new(state, machine.boot_id(), itself.clone());
     libvirt.uri = libvirt_uri;
+    libvirt.emulated |= emulated;
     let mut beat_command = itself;
     beat_command.push("beat".to_owned());
     let storage = StorageOptions {
