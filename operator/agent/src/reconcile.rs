@@ -32,6 +32,9 @@ const RETRY: u64 = 2_000;
 /// Between two looks at addresses, use and locks, in milliseconds.
 const INSPECT: u64 = 10_000;
 
+/// How long the first report may wait for the first look at everything, in milliseconds.
+const FIRST_WORD: u64 = 10_000;
+
 type Watch<K> = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<K>>> + Send>>;
 
 /// A pause of one second after each error of a watch.
@@ -85,6 +88,8 @@ struct Loop {
     hook: bool,
     probed_at: Option<u64>,
     lock: bool,
+    lock_seen: bool,
+    started: u64,
     lock_at: Option<u64>,
     facts_at: u64,
     allowed_down: bool,
@@ -117,6 +122,8 @@ pub(crate) async fn run(context: Arc<Context>) {
         hook: false,
         probed_at: None,
         lock: false,
+        lock_seen: false,
+        started: now,
         lock_at: None,
         facts_at: now,
         allowed_down: false,
@@ -303,6 +310,7 @@ impl Loop {
         }
         if let Some(lock) = seen.lock {
             self.lock = lock;
+            self.lock_seen = true;
         }
         self.remember(&seen, now);
         self.live.clone_from(&seen.live);
@@ -552,6 +560,12 @@ impl Loop {
         let last = self.host_status.clone()?;
         // The first word must be an inventory: none without a list of orders.
         o.orders.as_ref()?;
+        // Nor is a half-made look at the host worth a word, unless it stays one.
+        let looked = self.lock_seen
+            && spec.storages.iter().all(|s| o.storages.iter().any(|r| r.name == s.name));
+        if !looked && self.context.now().saturating_sub(self.started) < FIRST_WORD {
+            return None;
+        }
         let facts = locked(&self.context.facts).clone();
         if let Some(live) = &o.live {
             self.inventory = live.values().filter(|d| !is_ordered(o, d)).map(item).collect();
