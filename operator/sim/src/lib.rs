@@ -5,6 +5,7 @@ pub mod hooks;
 pub mod host;
 pub mod kube;
 pub mod oracle;
+pub mod random;
 pub mod rng;
 pub mod runner;
 pub mod scenario;

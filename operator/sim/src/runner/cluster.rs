@@ -294,6 +294,9 @@ impl Cluster {
             return;
         }
         if cut {
+            if self.api_cuts.contains_key(host) {
+                return;
+            }
             let scope = Scope::Only(vec![format!("host/{host}")]);
             let id = self.api.faults().inject(scope, Fault::BlackHole);
             self.api_cuts.insert(host.to_owned(), id);

@@ -136,6 +136,13 @@ impl World {
         self.power_lost(host, Some(Doer::User));
     }
 
+    /// Someone who finds a hung kernel turns the switch off.
+    pub fn switch_off_if_hung(&mut self, host: &str) {
+        if self.machines.get(host).is_some_and(|m| m.kernel == Kernel::Hung) {
+            self.switch_off(host);
+        }
+    }
+
     /// The switch at the machine is turned on.
     pub fn switch_on(&mut self, host: &str) {
         if let Some(m) = self.machines.get_mut(host) {
