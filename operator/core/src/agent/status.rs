@@ -1,6 +1,8 @@
 //! What is said of an order in `Domain.status`.
 
-use stockade_crds::v1alpha1::{DomainState, DomainStatus, End, Want};
+use stockade_crds::v1alpha1::{
+    DomainState, DomainStatus, End, MigrationReport, MigrationState, Want,
+};
 
 use super::decide::{UNDEAD, pending_restart};
 use super::observed::{Live, Observed, Order, VmMemory};
@@ -63,6 +65,12 @@ fn base(o: &Observed, order: &Order, memory: &VmMemory) -> DomainStatus {
     if memory.lock.is_some() {
         status.lock.clone_from(&memory.lock);
     }
+    // Refused by name, so that the move is called off and its VM runs on where it is.
+    status.migration = order.spec.migration.as_ref().map(|m| MigrationReport {
+        id: m.id.clone(),
+        state: MigrationState::Failed,
+        message: "this agent moves no VM live yet; move it by stop and start".into(),
+    });
     if let Some(addresses) = &memory.addresses {
         status.addresses.clone_from(addresses);
     }
@@ -202,6 +210,10 @@ fn waiting(
     }
     let slow =
         memory.first_seen.0 == order.spec.epoch && now.saturating_sub(memory.first_seen.1) >= SLOW;
+    if order.spec.want == Want::Incoming {
+        status.state = DomainState::Pending;
+        return Some(status);
+    }
     if !slow {
         return None;
     }

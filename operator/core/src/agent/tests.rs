@@ -275,6 +275,29 @@ fn a_boot_certified_dead_suspends_and_never_resumes() {
     assert_eq!(only(&o, 0), None);
 }
 
+#[test]
+fn a_live_move_is_refused_by_name_on_both_sides() {
+    let mut spec = order(2, Want::Incoming);
+    spec.migration = Some(MigrationOrder {
+        id: "m1".into(),
+        side: MigrationSide::Target,
+        peer: "h2".into(),
+        peer_address: String::new(),
+        step: MigrationStep::Prepare,
+        bandwidth_mib_per_second: 0,
+        downtime_limit_milliseconds: 0,
+    });
+    let target = world(Some(spec.clone()), None, None);
+    assert_eq!(only(&target, 1_000_000), None);
+    spec.want = Want::Running;
+    let source = world(Some(spec), Some(ran(2)), Some(live(2, LiveState::Running)));
+    assert_eq!(only(&source, 0), None);
+    for o in [target, source] {
+        let report = status_of(&o, UID, 0).expect("said").migration.expect("reported");
+        assert_eq!((report.id.as_str(), report.state), ("m1", MigrationState::Failed));
+    }
+}
+
 fn record(epoch: i64, state: RecordState) -> OwnerRecord {
     OwnerRecord {
         cluster_id: "c".into(),
