@@ -110,3 +110,31 @@ async fn a_crash_of_the_leading_controller_loses_no_work() {
     assert!(took.is_some(), "{}", history(&c));
     assert!(c.violations().is_empty(), "{:?}", c.violations());
 }
+
+/// Whether anybody is shot within two minutes of these networks of these hosts being cut.
+async fn shot(guards: Guards, hosts: &[&str], nets: &[Net]) -> bool {
+    let plans: Vec<HostPlan> = ["h1", "h2", "h3"].map(HostPlan::new).to_vec();
+    let mut c = Cluster::new(9, &plans, guards, AgentGuards::default()).unwrap();
+    c.pass(30).await;
+    for vm in ["101", "102", "103"] {
+        c.add_vm(vm, json!({})).unwrap();
+    }
+    c.pass(40).await;
+    for host in hosts {
+        c.isolate(host, nets, true);
+    }
+    c.pass(120).await;
+    let w = c.sim.lock();
+    w.events.iter().any(|e| e.what == What::FenceOff)
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_brake_two_of_three_would_be_shot() {
+    let nets = [Net::Api, Net::Peers, Net::Storage, Net::Migration];
+    assert!(shot(Guards { brake: false, ..Guards::default() }, &["h1", "h2"], &nets).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_lost_the_api_alone_is_not_shot() {
+    assert!(!shot(Guards::default(), &["h1"], &[Net::Api]).await);
+}
