@@ -1,4 +1,5 @@
 //! The agent on one simulated host, its orders written by hand.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;

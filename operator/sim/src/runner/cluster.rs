@@ -223,7 +223,7 @@ impl Cluster {
         let main = Arc::new(move |life: AgentLife| {
             let client = behind(api.client(&format!("host/{}", life.host)), &life.gate);
             let mut config = AgentConfig::new(life.host);
-            config.guards = guards.clone();
+            config.guards = guards;
             async move {
                 // An agent that gives up is started again by its supervisor.
                 let _ =
@@ -269,7 +269,7 @@ impl Cluster {
             storage_server: Some(Arc::new(SimServer { sim: self.sim.clone(), gate: gate.clone() })),
             namespace: SYSTEM_NAMESPACE.to_owned(),
             cluster_id: "stockade".to_owned(),
-            guards: self.guards.clone(),
+            guards: self.guards,
         };
         let program = gate.run(stockade_controller::run(context, std::future::pending()));
         tokio::spawn(async move {
