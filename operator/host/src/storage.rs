@@ -174,6 +174,21 @@ fn check_marker(mount: &Path, cluster_id: &str) -> HostResult<()> {
     Err(HostError::refused(OP, mount.display().to_string(), message))
 }
 
+/// Makes the folder of a namespace's first disk; its record comes before the disk itself.
+///
+/// Only beside the marker: below a mount that has just gone it would be this host's own folder,
+/// and a record in it would bind nobody.
+fn ensure_folder(mount: &Path, disk: &Path) -> HostResult<()> {
+    const OP: &str = "ensure folder";
+    let Some(folder) = disk.parent().filter(|folder| !folder.is_dir()) else { return Ok(()) };
+    if !mount.join(".stockade/cluster").exists() {
+        let message = "the storage's marker is gone; mount the storage there";
+        return Err(HostError::refused(OP, mount.display().to_string(), message));
+    }
+    fs::create_dir_all(folder).map_err(failed(OP, folder))?;
+    files::sync_folder(mount).map_err(failed(OP, mount))
+}
+
 impl StoragePort for RealStorage {
     fn ensure<'a>(&'a self, storage: &'a AgentStorage) -> BoxFuture<'a, StorageReport> {
         async move {
@@ -205,9 +220,13 @@ impl StoragePort for RealStorage {
         record: &'a OwnerRecord,
     ) -> BoxFuture<'a, HostResult<Linked>> {
         async move {
-            self.mount_of(disk)?;
+            let mount = self.mount_of(disk)?;
             let (path, record) = (PathBuf::from(disk), record.clone());
-            files::blocking("link record", disk, move || records::link(&path, &record)).await
+            files::blocking("link record", disk, move || {
+                ensure_folder(&mount, &path)?;
+                records::link(&path, &record)
+            })
+            .await
         }
         .boxed()
     }

@@ -11,7 +11,7 @@ use stockade_crds::v1alpha1::{
 };
 use stockade_host::HostError;
 use stockade_host::machine::{MachineOptions, RealMachine};
-use stockade_host::ports::StoragePort;
+use stockade_host::ports::{Linked, OwnerRecord, RecordState, StoragePort};
 use stockade_host::storage::{RealStorage, StorageOptions};
 
 struct Scratch(PathBuf);
@@ -169,4 +169,27 @@ async fn beats_rise_on_every_planned_storage_and_stop_when_it_is_left_out() {
     let last = counter().await;
     pause(1500).await;
     assert_eq!(counter().await, last, "a storage that was left out is still beaten on");
+}
+
+#[tokio::test]
+async fn the_first_disk_of_a_namespace_gets_its_record_and_never_beside_a_storage_that_is_gone() {
+    let scratch = Scratch::new("first");
+    let storage = scratch.storage();
+    assert!(storage.ensure(&scratch.declared("ours")).await.ready);
+    let record = OwnerRecord {
+        cluster_id: "ours".into(),
+        vm_uid: "vm".into(),
+        epoch: 1,
+        host_uid: "h1".into(),
+        boot_id: "boot".into(),
+        state: RecordState::Held,
+    };
+    let disk = scratch.disk("shop/db.qcow2");
+    assert_eq!(storage.link_record(&disk.path, &record).await.unwrap(), Linked::Created);
+    assert_eq!(storage.records(&disk.path).await.unwrap(), [record.clone()]);
+
+    fs::remove_file(scratch.mount().join(".stockade/cluster")).unwrap();
+    let gone = storage.link_record(&scratch.disk("other/db.qcow2").path, &record).await;
+    assert!(matches!(gone, Err(HostError::Refused { .. })), "{gone:?}");
+    assert!(!scratch.mount().join("other").exists());
 }
