@@ -186,7 +186,7 @@ async fn the_first_disk_of_a_namespace_gets_its_record_and_never_beside_a_storag
     };
     let disk = scratch.disk("shop/db.qcow2");
     assert_eq!(storage.link_record(&disk.path, &record).await.unwrap(), Linked::Created);
-    assert_eq!(storage.records(&disk.path).await.unwrap(), [record.clone()]);
+    assert_eq!(storage.records(&disk.path).await.unwrap(), std::slice::from_ref(&record));
 
     fs::remove_file(scratch.mount().join(".stockade/cluster")).unwrap();
     let gone = storage.link_record(&scratch.disk("other/db.qcow2").path, &record).await;
