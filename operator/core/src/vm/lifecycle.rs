@@ -10,27 +10,26 @@
 
 use std::collections::BTreeMap;
 
-use stockade_crds::conditions::{Decided, PENDING_RESTART, READY, RECONCILING, RUNNING, STALLED};
-use stockade_crds::names::{FINALIZER, REQUEST_ANNOTATION};
+use stockade_crds::conditions::{Decided, READY};
+use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
-    Automation, Domain, DomainState, End, EpochState, Failures, HostState, Machine, Management,
-    Pinned, PlacedEpoch, Reclaim, Recovery, RunPolicy, VirtualMachine, VirtualMachineStatus,
-    VmState, Want,
+    Automation, Domain, DomainState, EpochState, HostState, Machine, Management, Pinned,
+    PlacedEpoch, Recovery, RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, Want,
 };
 
-use super::machine::{self, disk_path};
+use super::ends::{BACKOFF_MAX_MILLIS, BACKOFF_MILLIS, note_ends};
+use super::machine;
 use super::order::{basis, domain_order};
+use super::removal::{clean_up, delete, disks_to_delete};
+use super::request::{Request, obey_request, wants_to_run};
+use super::word::{Word, conditions, tell};
 use crate::gate::{self, Gate};
 use crate::ha::host_state::HostFacts;
-use crate::plan::{About, Event, Intent, Report};
+use crate::plan::{Intent, Report};
 use crate::world::{Key, Millis, World};
 
 /// A stop shows in the status only if it takes longer: most end before.
 const SHOW_STOPPING_AFTER: Millis = 1_000;
-/// First pause after a failed start or a crash; doubled each time.
-const BACKOFF_MILLIS: Millis = 2_000;
-/// Longest pause.
-const BACKOFF_MAX_MILLIS: Millis = 300_000;
 
 /// What was decided about one VM.
 #[derive(Clone, Debug)]
@@ -43,38 +42,6 @@ pub struct Decision {
     pub start: Option<(Machine, Option<String>)>,
     /// When to look again.
     pub wake: Option<Millis>,
-}
-
-/// A state word with its reason for the Ready condition.
-struct Word {
-    state: VmState,
-    ready: Option<bool>,
-    reason: &'static str,
-    message: String,
-    running: bool,
-    stalled: bool,
-}
-
-impl Word {
-    fn new(
-        state: VmState,
-        ready: impl Into<Option<bool>>,
-        reason: &'static str,
-        message: impl Into<String>,
-    ) -> Self {
-        let message = message.into();
-        Self { state, ready: ready.into(), reason, message, running: false, stalled: false }
-    }
-
-    fn running(mut self) -> Self {
-        self.running = true;
-        self
-    }
-
-    fn stalled(mut self) -> Self {
-        self.stalled = true;
-        self
-    }
 }
 
 /// Decides about one VM.
@@ -124,128 +91,9 @@ pub fn decide(
     decision
 }
 
-/// A request by annotation that was not handled yet.
-struct Request {
-    verb: String,
-    text: String,
-}
-
-impl Request {
-    fn pending(vm: &VirtualMachine, status: &VirtualMachineStatus) -> Option<Self> {
-        let text = vm.metadata.annotations.as_ref()?.get(REQUEST_ANNOTATION)?.clone();
-        if status.last_handled_request.as_ref() == Some(&text) {
-            return None;
-        }
-        let verb = text.split('/').next().unwrap_or_default().to_owned();
-        Some(Self { verb, text })
-    }
-}
-
-fn obey_request(request: &Option<Request>, status: &mut VirtualMachineStatus) {
-    let Some(request) = request else { return };
-    match request.verb.as_str() {
-        "start" => {
-            status.manual_run = true;
-            status.completed = false;
-            status.failures = None;
-            status.last_handled_request = Some(request.text.clone());
-        }
-        "stop" => {
-            status.manual_run = false;
-            status.last_handled_request = Some(request.text.clone());
-        }
-        // Restart and reset are handled once they have taken effect.
-        _ => {}
-    }
-}
-
-fn domain<'a>(world: &'a World, vm: &VirtualMachine, host: &str) -> Option<&'a Domain> {
+pub(super) fn domain<'a>(world: &'a World, vm: &VirtualMachine, host: &str) -> Option<&'a Domain> {
     let uid = vm.metadata.uid.clone().unwrap_or_default();
     world.domains.get(&(host.to_owned(), uid)).map(|d| d.as_ref())
-}
-
-/// Books what newly settled epochs say about how they ended.
-fn note_ends(
-    world: &World,
-    vm: &VirtualMachine,
-    old: &VirtualMachineStatus,
-    status: &mut VirtualMachineStatus,
-    intents: &mut Vec<Intent>,
-) {
-    let newly: Vec<PlacedEpoch> = status
-        .placements
-        .iter()
-        .filter(|p| {
-            p.state.is_settled()
-                && old.placements.iter().any(|o| o.epoch == p.epoch && !o.state.is_settled())
-        })
-        .cloned()
-        .collect();
-    let key = Key::of(&vm.metadata);
-    for placed in newly {
-        let report = domain(world, vm, &placed.host)
-            .and_then(|d| d.status.as_ref())
-            .filter(|s| s.epoch == placed.epoch);
-        let end = match placed.state {
-            EpochState::ProvenDead => End::HostRestarted,
-            _ => report.and_then(|r| r.end).unwrap_or(End::Void),
-        };
-        let message = report.map(|r| r.message.clone()).unwrap_or_default();
-        let failures = status.failures.get_or_insert_with(Failures::default);
-        match end {
-            End::GuestShutdown => {
-                status.completed = vm.spec.run_policy == RunPolicy::RerunOnFailure;
-                status.manual_run = false;
-            }
-            End::Crashed | End::StorageLost => {
-                failures.exits += 1;
-                failures.message.clone_from(&message);
-                status.manual_run = false;
-                intents.push(event(
-                    &key,
-                    "VmCrashed",
-                    true,
-                    format!("its process on {} ended without an order", placed.host),
-                ));
-            }
-            End::HostRestarted => status.manual_run = false,
-            End::StartFailed | End::Refused => {
-                failures.restarts += 1;
-                failures.message.clone_from(&message);
-                let spec = vm.spec.availability;
-                if failures.restarts > spec.max_restarts {
-                    failures.restarts = 0;
-                    failures.tried_hosts.push(placed.host.clone());
-                    let tried = i32::try_from(failures.tried_hosts.len()).unwrap_or(i32::MAX);
-                    if tried > spec.max_relocations {
-                        failures.error_generation = vm.metadata.generation;
-                    }
-                }
-                intents.push(event(
-                    &key,
-                    "VmStartFailed",
-                    true,
-                    format!("start on {} failed: {message}", placed.host),
-                ));
-            }
-            End::Stopped | End::Killed | End::Void | End::Migrated => {}
-        }
-        if status.failures == Some(Failures::default()) {
-            status.failures = None;
-        }
-    }
-}
-
-fn wants_to_run(vm: &VirtualMachine, status: &VirtualMachineStatus) -> bool {
-    if vm.metadata.deletion_timestamp.is_some() {
-        return false;
-    }
-    match vm.spec.run_policy {
-        RunPolicy::Always => true,
-        RunPolicy::RerunOnFailure => !status.completed,
-        RunPolicy::Manual => status.manual_run,
-        RunPolicy::Halted => false,
-    }
 }
 
 fn managed(
@@ -571,64 +419,6 @@ fn recovering(facts: Option<&HostFacts>, placed: &PlacedEpoch) -> Word {
     Word::new(VmState::Recovering, false, "HostLost", message)
 }
 
-/// Tombstones of other hosts go once the present epoch has run.
-fn clean_up(world: &World, vm: &VirtualMachine, placed: &PlacedEpoch, decision: &mut Decision) {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
-    for ((host, name), d) in &world.domains {
-        let over = d.spec.epoch < placed.epoch && d.status.as_ref().is_some_and(|s| s.released);
-        if *name == uid && *host != placed.host && over {
-            decision.intents.push(Intent::DeleteDomain {
-                host: host.clone(),
-                vm_uid: uid.clone(),
-                basis: basis(&d.metadata),
-            });
-        }
-    }
-}
-
-fn disks_to_delete(world: &World, vm: &VirtualMachine) -> Vec<String> {
-    vm.spec
-        .disks
-        .iter()
-        .enumerate()
-        .filter(|(_, d)| d.reclaim == Reclaim::Delete && d.existing.is_none() && !d.read_only)
-        .filter_map(|(i, _)| disk_path(world, vm, i).ok())
-        .collect()
-}
-
-/// A deleted VM whose last epoch is settled: its tombstones go, then it goes.
-fn delete(world: &World, vm: &VirtualMachine, decision: &mut Decision) -> Word {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
-    let mut left = false;
-    for ((host, name), d) in &world.domains {
-        if *name == uid {
-            left = true;
-            decision.intents.push(Intent::DeleteDomain {
-                host: host.clone(),
-                vm_uid: uid.clone(),
-                basis: basis(&d.metadata),
-            });
-        }
-    }
-    if !left {
-        let key = Key::of(&vm.metadata);
-        let retained: Vec<String> = vm
-            .spec
-            .disks
-            .iter()
-            .enumerate()
-            .filter(|(_, d)| d.reclaim == Reclaim::Retain && !d.read_only)
-            .filter_map(|(i, _)| disk_path(world, vm, i).ok())
-            .collect();
-        if !retained.is_empty() {
-            let message = format!("deleted; its disks stay: {}", retained.join(", "));
-            decision.intents.push(event(&key, "VmDisksRetained", false, message));
-        }
-        decision.intents.push(Intent::RemoveFinalizer { vm: key, basis: basis(&vm.metadata) });
-    }
-    Word::new(VmState::Stopped, false, "Deleting", "its last epoch is settled")
-}
-
 fn watched(world: &World, vm: &VirtualMachine, status: &mut VirtualMachineStatus) -> Word {
     let found = found_copy(world, vm);
     status.host = found.as_ref().map(|(h, _)| (*h).clone());
@@ -639,79 +429,4 @@ fn watched(world: &World, vm: &VirtualMachine, status: &mut VirtualMachineStatus
     let mut word = Word::new(VmState::Unmanaged, true, "Watched", message);
     word.running = found.is_some();
     word
-}
-
-fn event(key: &Key, reason: &'static str, warning: bool, message: String) -> Intent {
-    Intent::Event(Event { about: About::Vm(key.clone()), reason, message, warning })
-}
-
-/// People are told of the changes of state that matter to them.
-fn tell(key: &Key, word: &Word, old: &VirtualMachineStatus, intents: &mut Vec<Intent>) {
-    let (reason, warning) = match word.state {
-        VmState::Running if old.printable_status == VmState::Stopping => return,
-        VmState::Running => ("VmRunning", false),
-        VmState::Stopped => ("VmStopped", false),
-        VmState::Recovering => ("VmHostLost", true),
-        VmState::Unplaceable => ("VmUnplaceable", true),
-        VmState::Blocked => ("VmBlocked", true),
-        VmState::Error => ("VmLimitsUsedUp", true),
-        VmState::Starting
-        | VmState::Stopping
-        | VmState::Migrating
-        | VmState::Unmanaged
-        | VmState::Held => return,
-    };
-    intents.push(event(key, reason, warning, word.message.clone()));
-}
-
-fn conditions(
-    world: &World,
-    vm: &VirtualMachine,
-    status: &VirtualMachineStatus,
-    word: &Word,
-) -> Vec<Decided> {
-    let pending = status
-        .host
-        .as_ref()
-        .and_then(|h| domain(world, vm, h))
-        .and_then(|d| d.status.as_ref())
-        .map(|s| s.pending_restart.clone())
-        .unwrap_or_default();
-    let running_reason = if word.running { "Running" } else { "NotRunning" };
-    let under_way = matches!(
-        word.state,
-        VmState::Starting | VmState::Stopping | VmState::Migrating | VmState::Recovering
-    );
-    vec![
-        Decided::new(READY, word.ready, word.reason, word.message.clone()),
-        Decided::new(RUNNING, word.running, running_reason, word.message.clone()),
-        Decided::new(RECONCILING, under_way, word.reason, word.message.clone()),
-        Decided::new(STALLED, word.stalled, word.reason, word.message.clone()),
-        Decided::new(
-            PENDING_RESTART,
-            !pending.is_empty() && word.running,
-            "ChangedWhileRunning",
-            format!("takes effect at the next start: {}", pending.join(", ")),
-        ),
-    ]
-}
-
-/// The word for a VM that no host takes.
-#[must_use]
-pub(crate) fn unplaceable(mut decision: Decision, vm: &VirtualMachine, why: &str) -> Decision {
-    let key = Key::of(&vm.metadata);
-    let word = Word::new(VmState::Unplaceable, false, "NoHostFits", why);
-    let old = vm.status.clone().unwrap_or_default();
-    if old.printable_status != VmState::Unplaceable {
-        tell(&key, &word, &old, &mut decision.intents);
-    }
-    decision.report.status.printable_status = VmState::Unplaceable;
-    decision.report.status.host = None;
-    decision.report.conditions = vec![
-        Decided::new(READY, false, word.reason, why),
-        Decided::new(RUNNING, false, "NotRunning", why),
-        Decided::new(RECONCILING, false, word.reason, ""),
-        Decided::new(STALLED, false, word.reason, ""),
-    ];
-    decision
 }
