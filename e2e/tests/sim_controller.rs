@@ -38,6 +38,7 @@ fn start(api: &SimApi, name: &str) -> tokio::task::JoinHandle<()> {
         fence: None,
         storage_server: None,
         namespace: "stockade-system".to_owned(),
+        lease: stockade_controller::LEASE_NAME.to_owned(),
         cluster_id: "test".to_owned(),
         guards: Guards::default(),
     };

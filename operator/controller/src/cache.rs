@@ -16,7 +16,6 @@ use stockade_crds::v1alpha1::{
 };
 
 use crate::context::Shared;
-use crate::leader::LEASE_NAME;
 
 /// Objects of one kind, by namespace and name.
 pub(crate) struct Kind<K> {
@@ -93,6 +92,7 @@ macro_rules! kinds {
             pub(crate) wake_at: Option<Millis>,
             pub(crate) seen: BTreeMap<String, (String, Millis)>,
             identity: String,
+            lease_name: String,
             leases_listed: bool,
         }
 
@@ -105,6 +105,7 @@ macro_rules! kinds {
                     wake_at: None,
                     seen: BTreeMap::new(),
                     identity: shared.context.identity.clone(),
+                    lease_name: shared.context.lease.clone(),
                     leases_listed: false,
                 }
             }
@@ -170,7 +171,7 @@ impl Cache {
         let holder =
             lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default();
         let name = lease.name_any();
-        if name == LEASE_NAME && holder == self.identity {
+        if name == self.lease_name && holder == self.identity {
             self.lives.echo(now);
             return;
         }

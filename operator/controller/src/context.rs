@@ -29,6 +29,8 @@ pub struct Context {
     pub storage_server: Option<Arc<dyn StorageServer>>,
     /// Namespace of the controller's Lease and of the fence secrets.
     pub namespace: String,
+    /// Name of the Lease by which one of several controllers leads: [`crate::LEASE_NAME`].
+    pub lease: String,
     /// Identity of the cluster, named by the marker on each storage.
     pub cluster_id: String,
     /// All on in production.

@@ -13,7 +13,7 @@ use stockade_core::world::Millis;
 use crate::context::{Shared, locked, request};
 use crate::watch::chain;
 
-/// Name of the leader's Lease.
+/// Name of the leader's Lease unless [`crate::Context::lease`] says otherwise.
 pub const LEASE_NAME: &str = "stockade-controller";
 /// The leader writes this often.
 const RENEW_MILLIS: Millis = 2_000;
@@ -44,11 +44,16 @@ async fn turn(
     let sent = shared.now();
     let leases = api(shared);
     let me = &shared.context.identity;
-    let found = request(|| "reading the leader's Lease".into(), leases.get_opt(LEASE_NAME)).await?;
+    let found =
+        request(|| "reading the leader's Lease".into(), leases.get_opt(&shared.context.lease))
+            .await?;
     let stamp = Timestamp::from_millisecond(shared.context.clock.wall_millis()).ok().map(MicroTime);
     let Some(mut lease) = found else {
         let lease = Lease {
-            metadata: ObjectMeta { name: Some(LEASE_NAME.to_owned()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(shared.context.lease.clone()),
+                ..ObjectMeta::default()
+            },
             spec: Some(LeaseSpec {
                 holder_identity: Some(me.clone()),
                 lease_duration_seconds: Some(15),
@@ -87,8 +92,11 @@ async fn turn(
     }
     spec.renew_time = stamp;
     let params = PostParams::default();
-    request(|| "renewing the leader's Lease".into(), leases.replace(LEASE_NAME, &params, &lease))
-        .await?;
+    request(
+        || "renewing the leader's Lease".into(),
+        leases.replace(&shared.context.lease, &params, &lease),
+    )
+    .await?;
     *locked(&shared.term) = Some(sent + TERM_MILLIS);
     Ok(())
 }
@@ -101,7 +109,8 @@ pub(crate) async fn release(shared: &Shared) {
     *locked(&shared.term) = None;
     let leases = api(shared);
     let Ok(Some(mut lease)) =
-        request(|| "reading the leader's Lease".into(), leases.get_opt(LEASE_NAME)).await
+        request(|| "reading the leader's Lease".into(), leases.get_opt(&shared.context.lease))
+            .await
     else {
         return;
     };
@@ -111,7 +120,7 @@ pub(crate) async fn release(shared: &Shared) {
     }
     spec.holder_identity = Some(String::new());
     let params = PostParams::default();
-    let done = leases.replace(LEASE_NAME, &params, &lease);
+    let done = leases.replace(&shared.context.lease, &params, &lease);
     if let Err(error) = request(|| "releasing the leader's Lease".into(), done).await {
         tracing::warn!(error = %chain(&error), "the leader's Lease was not released");
     }

@@ -87,6 +87,7 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
             fence: None,
             storage_server: None,
             namespace: arguments.namespace.clone(),
+            lease: stockade_controller::LEASE_NAME.to_owned(),
             cluster_id: arguments.cluster_id.clone(),
             guards: Guards::default(),
         };

@@ -2,6 +2,7 @@
 
 mod controller;
 mod crds;
+mod simulate;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -19,6 +20,8 @@ enum Command {
     Controller(controller::Arguments),
     /// Print the CustomResourceDefinitions as YAML.
     Crds(crds::Arguments),
+    /// Run scenario files on simulated hosts.
+    Simulate(simulate::Arguments),
 }
 
 /// Runs the subcommand that the command line names.
@@ -26,6 +29,7 @@ pub(crate) fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Controller(arguments) => controller::run(&arguments),
         Command::Crds(arguments) => crds::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(&arguments),
     }
 }
 

@@ -31,13 +31,13 @@ impl Clock for SimClock {
 
     fn wall_millis(&self) -> i64 {
         let w = self.sim.lock();
-        let now = i64::try_from(w.now()).unwrap_or(i64::MAX);
-        let (rate, offset) = self
+        let now = w.now();
+        let (counted, offset) = self
             .host
             .as_ref()
             .and_then(|h| w.machines.get(h))
-            .map_or((1.0, 0), |m| (m.rate, m.wall_offset));
-        EPOCH_MS + (now as f64 * rate) as i64 + offset
+            .map_or((now, 0), |m| (m.counted(now), m.wall_offset));
+        EPOCH_MS + i64::try_from(counted).unwrap_or(i64::MAX) + offset
     }
 
     fn sleep(&self, millis: u64) -> BoxFuture<'static, ()> {

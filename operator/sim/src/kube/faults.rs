@@ -39,6 +39,9 @@ pub enum Fault {
     Down,
     /// Packets vanish: requests get no answer, watches fall silent, until it ends.
     BlackHole,
+    /// Packets towards the client vanish: requests are carried out, but no answer and no event
+    /// of a watch arrives, until it ends.
+    Deaf,
     /// Every request takes so much longer (least, most).
     Slow(Duration, Duration),
     /// This fraction of requests is answered by 500 or 429.
@@ -58,6 +61,8 @@ pub struct FaultId(u64);
 pub struct FaultState {
     next: u64,
     active: Vec<(FaultId, Scope, Fault)>,
+    /// Kinds of which nobody but the simulator creates objects now.
+    pub barred: std::collections::BTreeSet<String>,
 }
 
 impl FaultState {
@@ -85,7 +90,7 @@ impl FaultState {
                 Fault::Slow(low, high) => slow = Some((*low, *high)),
                 Fault::Errors(p) => errors = p.max(errors),
                 Fault::ReplyLost(p) => lost = p.max(lost),
-                Fault::Down | Fault::BlackHole | Fault::Stale(_) => {}
+                Fault::Down | Fault::BlackHole | Fault::Deaf | Fault::Stale(_) => {}
             }
         }
         (slow, errors, lost)
@@ -131,6 +136,16 @@ impl Faults {
         let mut inner = self.0.lock();
         inner.faults.active.clear();
         inner.wake_all();
+    }
+
+    /// Refuses (503) to create objects of a kind, as a webhook that is not ready does, or no more.
+    pub fn bar_creation(&self, kind: &str, barred: bool) {
+        let mut inner = self.0.lock();
+        if barred {
+            inner.faults.barred.insert(kind.to_owned());
+        } else {
+            inner.faults.barred.remove(kind);
+        }
     }
 
     /// Ends the watches of `scope`, once.

@@ -280,8 +280,17 @@ impl Endpoint {
         Way { there, back, error, lose_reply, outlives_client, epoch }
     }
 
-    /// Waits until packets pass; an error if the connection is refused or has been cut.
+    /// Waits until packets to the API pass; an error if the connection is refused or has been cut.
     async fn pass(&self, epoch: u64) -> Result<(), BoxError> {
+        self.pass_unless(epoch, &[Fault::BlackHole]).await
+    }
+
+    /// [`Self::pass`], for the way back.
+    async fn pass_back(&self, epoch: u64) -> Result<(), BoxError> {
+        self.pass_unless(epoch, &[Fault::BlackHole, Fault::Deaf]).await
+    }
+
+    async fn pass_unless(&self, epoch: u64, faults: &[Fault]) -> Result<(), BoxError> {
         loop {
             let wait = {
                 let inner = self.shared.lock();
@@ -289,7 +298,7 @@ impl Endpoint {
                 if now != epoch || inner.faults.has(&self.identity, &Fault::Down) {
                     return Err(refused());
                 }
-                inner.faults.has(&self.identity, &Fault::BlackHole)
+                faults.iter().any(|fault| inner.faults.has(&self.identity, fault))
             };
             if !wait {
                 return Ok(());
@@ -345,7 +354,7 @@ impl Endpoint {
             journey.await?
         };
         sleep(way.back).await;
-        self.pass(way.epoch).await?;
+        self.pass_back(way.epoch).await?;
         if way.lose_reply { Err(refused()) } else { Ok(respond(reply)) }
     }
 
@@ -369,6 +378,13 @@ impl Endpoint {
         self.pass(epoch).await?;
         if let Some(error) = error {
             return Ok((error.code, error.body()));
+        }
+        if verb == Verb::Create {
+            let kind = &self.shared.kinds.get(target.kind).kind;
+            if self.shared.lock().faults.barred.contains(kind) {
+                let refusal = Refusal::new(503, "ServiceUnavailable", "injected: not ready yet");
+                return Ok((refusal.code, refusal.body()));
+            }
         }
         let served = self.shared.session(&self.identity, Some(target.kind), |session| {
             session.serve(verb, &target, &query, merge, &body)

@@ -157,7 +157,7 @@ impl Watch {
         if let Some(end) = inner.watchers.get(&self.id).and_then(|w| w.end) {
             return Step::Over(end);
         }
-        if inner.faults.has(&self.identity, &Fault::BlackHole) {
+        if [Fault::BlackHole, Fault::Deaf].iter().any(|f| inner.faults.has(&self.identity, f)) {
             // Silent, without an end that the client could see; healing wakes it.
             return Step::Wait(now + Duration::from_secs(3600));
         }

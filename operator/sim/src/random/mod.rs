@@ -128,7 +128,6 @@ fn fault(rng: &mut Rng, cluster: &mut Cluster, host: &str, cut: &mut Vec<String>
         }
         _ => {
             cluster.crash_controller();
-            cluster.start_controller();
             return format!("{at} controller crash");
         }
     };

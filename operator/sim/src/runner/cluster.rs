@@ -13,6 +13,7 @@ use stockade_core::world::Guards;
 use stockade_crds::names::SYSTEM_NAMESPACE;
 use stockade_crds::v1alpha1::{HostFence, StorageKind, VirtualMachine};
 use thiserror::Error;
+use tokio::sync::oneshot;
 
 use super::process::behind;
 use crate::host::gate::Gate;
@@ -24,8 +25,8 @@ use crate::world::{AgentLife, Sim};
 
 /// The storage of every cluster here.
 const STORAGE: &str = "vms";
-/// Where hosts see it.
-const MOUNT: &str = "/srv/vms";
+/// How long the supervisor of controllers waits before it starts one again.
+const CONTROLLER_BACK: Duration = Duration::from_secs(10);
 
 /// Why a cluster could not be built or told something.
 #[derive(Debug, Error)]
@@ -41,6 +42,9 @@ pub enum ClusterError {
         /// Its answer.
         message: String,
     },
+    /// It does not come to the state that it was to begin with.
+    #[error("second 0 is not reached: {0}")]
+    NotReached(String),
 }
 
 /// How one host is built.
@@ -64,6 +68,19 @@ impl HostPlan {
     }
 }
 
+/// One controller process.
+struct Controller {
+    gate: Gate,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// The controllers of a cluster, by identity, in the order they were started.
+#[derive(Default)]
+struct Controllers {
+    started: u32,
+    alive: BTreeMap<String, Controller>,
+}
+
 /// A running cluster.
 pub struct Cluster {
     /// The simulated world.
@@ -71,12 +88,37 @@ pub struct Cluster {
     /// The API.
     pub api: SimApi,
     guards: Guards,
-    controllers: Vec<Gate>,
-    started: u32,
-    api_cuts: BTreeMap<String, FaultId>,
+    controllers: Arc<std::sync::Mutex<Controllers>>,
+    api_cuts: BTreeMap<(String, Way), FaultId>,
 }
 
 impl Cluster {
+    /// An API with our kinds and a world without hosts, storages and controllers. Whatever host
+    /// boots in it runs the real agent.
+    ///
+    /// # Errors
+    /// A refusal of the in-process API.
+    pub fn empty(
+        seed: u64,
+        guards: Guards,
+        agent_guards: AgentGuards,
+    ) -> Result<Self, ClusterError> {
+        let api = SimApi::new(&stockade_crds::all_crds(), seed)?;
+        let cluster = Self {
+            sim: Sim::new(seed),
+            api,
+            guards,
+            controllers: Arc::default(),
+            api_cuts: BTreeMap::new(),
+        };
+        cluster.apply(&json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE},
+        }))?;
+        cluster.watch_proofs();
+        cluster.agents(agent_guards);
+        Ok(cluster)
+    }
+
     /// Builds hosts with their devices, one NFS storage `vms` under virtlockd, served from
     /// outside the hosts, and the default policy; boots the hosts and starts two controllers.
     ///
@@ -88,71 +130,77 @@ impl Cluster {
         guards: Guards,
         agent_guards: AgentGuards,
     ) -> Result<Self, ClusterError> {
-        let api = SimApi::new(&stockade_crds::all_crds(), seed)?;
-        let sim = Sim::new(seed);
-        let mut cluster = Self {
-            sim,
-            api,
-            guards,
-            controllers: Vec::new(),
-            started: 0,
-            api_cuts: BTreeMap::new(),
-        };
-        cluster.store();
-        cluster.objects(hosts)?;
-        cluster.watch_proofs();
-        cluster.agents(agent_guards);
+        let cluster = Self::empty(seed, guards, agent_guards)?;
+        cluster.declare("AvailabilityPolicy", "default", json!({}))?;
+        cluster.build_storage(STORAGE, StorageKind::NFS);
+        cluster.declare(
+            "SharedStorage",
+            STORAGE,
+            json!({
+                "mountPath": mount_path(STORAGE),
+                "nfs": {"server": "nfs.example", "export": "/export/vms"},
+            }),
+        )?;
+        cluster.declare(
+            "LockManager",
+            "locks",
+            json!({"kind": "virtlockd", "storage": STORAGE}),
+        )?;
         for plan in hosts {
-            cluster.build(plan);
+            let device = format!("bmc-{}", plan.name);
+            let mut spec = json!({});
+            let mut levels = Vec::new();
+            if plan.bmc {
+                let plugs = BTreeMap::from([(plan.name.clone(), "1".to_owned())]);
+                cluster.build_device(&device, plugs.clone(), false);
+                cluster.declare(
+                    "FenceDevice",
+                    &device,
+                    json!({"agent": "fence_ipmilan", "plugs": plugs}),
+                )?;
+                spec = json!({"fencing": [{"devices": [&device]}]});
+                levels.push(vec![device]);
+            }
+            cluster.declare("Host", &plan.name, spec)?;
+            let mut world = cluster.sim.lock();
+            world.build(Build {
+                name: plan.name.clone(),
+                cpu: plan.cpu,
+                memory_mib: plan.memory_mib,
+                boot_ms: 60_000,
+                watchdog: WatchdogKind::Reset,
+                levels,
+            });
+            world.boot_now(&plan.name);
         }
         cluster.start_controller();
         cluster.start_controller();
         Ok(cluster)
     }
 
-    fn store(&self) {
+    /// Puts up the server of a storage; one that speaks NFS obeys denials.
+    pub fn build_storage(&self, name: &str, kind: StorageKind) {
         let store = Store {
-            name: STORAGE.to_owned(),
-            kind: StorageKind::NFS,
+            name: name.to_owned(),
+            kind,
             lease_ms: 90_000,
-            obeys: true,
+            obeys: kind == StorageKind::NFS,
             ..Store::default()
         };
-        self.sim.lock().stores.insert(STORAGE.to_owned(), store);
+        self.sim.lock().stores.insert(name.to_owned(), store);
     }
 
-    fn objects(&self, hosts: &[HostPlan]) -> Result<(), ClusterError> {
-        self.apply(&json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE},
-        }))?;
-        self.ours("AvailabilityPolicy", "default", json!({}))?;
-        self.ours(
-            "SharedStorage",
-            STORAGE,
-            json!({
-                "mountPath": MOUNT, "nfs": {"server": "nfs.example", "export": "/export/vms"},
-            }),
-        )?;
-        self.ours("LockManager", "locks", json!({"kind": "virtlockd", "storage": STORAGE}))?;
-        for plan in hosts {
-            let device = format!("bmc-{}", plan.name);
-            let mut spec = json!({});
-            if plan.bmc {
-                self.ours(
-                    "FenceDevice",
-                    &device,
-                    json!({
-                        "agent": "fence_ipmilan", "plugs": {&plan.name: "1"},
-                    }),
-                )?;
-                spec = json!({"fencing": [{"devices": [device]}]});
-            }
-            self.ours("Host", &plan.name, spec)?;
-        }
-        Ok(())
+    /// Wires a fence device; an `outlet` reads its own relay, not the machine behind it.
+    pub fn build_device(&self, name: &str, wired: BTreeMap<String, String>, outlet: bool) {
+        let device = Device { name: name.to_owned(), wired, outlet, ..Device::default() };
+        self.sim.lock().devices.insert(name.to_owned(), device);
     }
 
-    fn ours(&self, kind: &str, name: &str, spec: Value) -> Result<(), ClusterError> {
+    /// Applies an object of ours as a user does.
+    ///
+    /// # Errors
+    /// The API's refusal.
+    pub fn declare(&self, kind: &str, name: &str, spec: Value) -> Result<(), ClusterError> {
         self.apply(&json!({
             "apiVersion": "stockade.dev/v1alpha1", "kind": kind,
             "metadata": {"name": name}, "spec": spec,
@@ -165,7 +213,8 @@ impl Cluster {
     /// The API's refusal.
     pub fn apply(&self, object: &Value) -> Result<(), ClusterError> {
         let what = format!("{} {}", object["kind"], object["metadata"]["name"]);
-        let refused = |e: Refusal| ClusterError::Refused { what, message: format!("{e:?}") };
+        let refused =
+            |e: Refusal| ClusterError::Refused { what: what.replace('"', ""), message: e.message };
         self.api.admin().named("user").apply(object).map(|_| ()).map_err(refused)
     }
 
@@ -174,7 +223,7 @@ impl Cluster {
     /// # Errors
     /// The API's refusal.
     pub fn add_vm(&self, name: &str, spec: Value) -> Result<(), ClusterError> {
-        self.sim.lock().make_disk(STORAGE, &format!("{MOUNT}/default/{name}.qcow2"));
+        self.sim.lock().make_disk(STORAGE, &disk_path(STORAGE, name));
         let mut whole = json!({
             "memory": "1Gi",
             "disks": [{
@@ -234,75 +283,100 @@ impl Cluster {
         self.sim.lock().set_agent_main(main);
     }
 
-    fn build(&self, plan: &HostPlan) {
-        let mut world = self.sim.lock();
-        let mut levels = Vec::new();
-        if plan.bmc {
-            let name = format!("bmc-{}", plan.name);
-            let wired = BTreeMap::from([(plan.name.clone(), "1".to_owned())]);
-            world
-                .devices
-                .insert(name.clone(), Device { name: name.clone(), wired, ..Device::default() });
-            levels.push(vec![name]);
-        }
-        world.build(Build {
-            name: plan.name.clone(),
-            cpu: plan.cpu,
-            memory_mib: plan.memory_mib,
-            boot_ms: 60_000,
-            watchdog: WatchdogKind::Reset,
-            levels,
-        });
-        world.boot_now(&plan.name);
-    }
-
     /// Starts one more controller.
-    pub fn start_controller(&mut self) {
-        let gate = Gate::open();
-        let name = format!("controller/{}", self.started);
-        self.started += 1;
-        let context = Context {
-            client: behind(self.api.client(&name), &gate),
-            identity: name,
-            clock: true_clock(&self.sim),
-            fence: Some(Arc::new(SimFence { sim: self.sim.clone(), gate: gate.clone() })),
-            storage_server: Some(Arc::new(SimServer { sim: self.sim.clone(), gate: gate.clone() })),
-            namespace: SYSTEM_NAMESPACE.to_owned(),
-            cluster_id: "stockade".to_owned(),
-            guards: self.guards,
-        };
-        let program = gate.run(stockade_controller::run(context, std::future::pending()));
-        tokio::spawn(async move {
-            // Ends only with its gate.
-            let _ = program.await;
-        });
-        self.controllers.push(gate);
+    pub fn start_controller(&self) {
+        self.starter().start(stockade_controller::LEASE_NAME);
     }
 
-    /// The longest-running controller, usually the leader, ends at once.
-    pub fn crash_controller(&mut self) {
-        if !self.controllers.is_empty() {
-            self.controllers.remove(0).kill();
+    /// Starts one more controller that leads beside the present leader, as if the leader's Lease
+    /// had failed.
+    pub fn start_second_leader(&self) {
+        self.starter().start("stockade-controller-second");
+    }
+
+    fn starter(&self) -> Starter {
+        Starter {
+            sim: Arc::downgrade(&self.sim),
+            api: self.api.clone(),
+            guards: self.guards,
+            controllers: self.controllers.clone(),
         }
     }
 
-    /// Cuts every network of a host but its device's, or heals them.
-    pub fn isolate(&mut self, host: &str, nets: &[Net], cut: bool) {
-        self.sim.lock().fault_beyond_api = true;
-        self.sim.lock().cut(host, nets, &[Way::In, Way::Out], cut);
+    /// The leading controller, by the Lease; else the longest-running one.
+    fn leader(&self) -> Option<String> {
+        let lease =
+            self.api.admin().get("Lease", Some(SYSTEM_NAMESPACE), stockade_controller::LEASE_NAME);
+        let holder = lease
+            .and_then(|l| l.value["spec"]["holderIdentity"].as_str().map(str::to_owned))
+            .unwrap_or_default();
+        let controllers = locked(&self.controllers);
+        if controllers.alive.contains_key(&holder) {
+            return Some(holder);
+        }
+        controllers.alive.keys().next().cloned()
+    }
+
+    /// The leading controller ends at once; its supervisor starts it again after ten seconds.
+    pub fn crash_controller(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if let Some(controller) = locked(&self.controllers).alive.remove(&leader) {
+            controller.gate.kill();
+        }
+        let starter = self.starter();
+        tokio::spawn(async move {
+            tokio::time::sleep(CONTROLLER_BACK).await;
+            starter.start(stockade_controller::LEASE_NAME);
+        });
+    }
+
+    /// All controllers end cleanly, and stay down.
+    pub fn stop_controllers(&mut self) {
+        let alive = std::mem::take(&mut locked(&self.controllers).alive);
+        for (_, mut controller) in alive {
+            if let Some(stop) = controller.stop.take() {
+                // It may have ended by itself.
+                let _ = stop.send(());
+            }
+            let gate = controller.gate;
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                gate.kill();
+            });
+        }
+    }
+
+    /// Cuts networks of a host, or heals them.
+    pub fn isolate_way(&mut self, host: &str, nets: &[Net], ways: &[Way], cut: bool) {
+        self.sim.lock().cut(host, nets, ways, cut);
         if !nets.contains(&Net::Api) {
             return;
         }
-        if cut {
-            if self.api_cuts.contains_key(host) {
-                return;
+        for way in ways {
+            let key = (host.to_owned(), *way);
+            if !cut {
+                if let Some(id) = self.api_cuts.remove(&key) {
+                    self.api.faults().clear(id);
+                }
+                continue;
             }
+            if self.api_cuts.contains_key(&key) {
+                continue;
+            }
+            let fault = match way {
+                Way::Out => Fault::BlackHole,
+                Way::In => Fault::Deaf,
+            };
             let scope = Scope::Only(vec![format!("host/{host}")]);
-            let id = self.api.faults().inject(scope, Fault::BlackHole);
-            self.api_cuts.insert(host.to_owned(), id);
-        } else if let Some(id) = self.api_cuts.remove(host) {
-            self.api.faults().clear(id);
+            let id = self.api.faults().inject(scope, fault);
+            self.api_cuts.insert(key, id);
         }
+    }
+
+    /// Cuts networks of a host both ways, or heals them.
+    pub fn isolate(&mut self, host: &str, nets: &[Net], cut: bool) {
+        self.sim.lock().fault_beyond_api = true;
+        self.isolate_way(host, nets, &[Way::In, Way::Out], cut);
     }
 
     /// Lets `seconds` pass.
@@ -313,9 +387,7 @@ impl Cluster {
     /// Hosts that execute a VM's vCPUs.
     #[must_use]
     pub fn running(&self, vm: &str) -> Vec<String> {
-        let world = self.sim.lock();
-        let uid = world.vm_names.iter().find(|(_, name)| *name == vm).map(|(uid, _)| uid.clone());
-        uid.map(|uid| world.executing(&uid)).unwrap_or_default()
+        self.sim.lock().executing_vm(vm)
     }
 
     /// Waits until a VM runs somewhere, other than on `not`; the seconds it took.
@@ -347,4 +419,68 @@ impl Cluster {
         };
         world.oracle.violations.iter().map(line).collect()
     }
+}
+
+/// Where hosts see a storage.
+#[must_use]
+pub fn mount_path(storage: &str) -> String {
+    format!("/srv/{storage}")
+}
+
+/// Where the disk of a VM of the namespace `default` lies.
+#[must_use]
+pub fn disk_path(storage: &str, vm: &str) -> String {
+    format!("{}/default/{vm}.qcow2", mount_path(storage))
+}
+
+/// What it takes to start a controller; it holds the world weakly, as its supervisor may
+/// outlive the run.
+struct Starter {
+    sim: std::sync::Weak<Sim>,
+    api: SimApi,
+    guards: Guards,
+    controllers: Arc<std::sync::Mutex<Controllers>>,
+}
+
+impl Starter {
+    fn start(&self, lease: &str) {
+        let Some(sim) = self.sim.upgrade() else { return };
+        let gate = Gate::open();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let name = {
+            let mut controllers = locked(&self.controllers);
+            let name = format!("controller/{}", controllers.started);
+            controllers.started += 1;
+            let controller = Controller { gate: gate.clone(), stop: Some(stop) };
+            controllers.alive.insert(name.clone(), controller);
+            name
+        };
+        let context = Context {
+            client: behind(self.api.client(&name), &gate),
+            identity: name,
+            clock: true_clock(&sim),
+            fence: Some(Arc::new(SimFence { sim: sim.clone(), gate: gate.clone() })),
+            storage_server: Some(Arc::new(SimServer { sim: sim.clone(), gate: gate.clone() })),
+            namespace: SYSTEM_NAMESPACE.to_owned(),
+            lease: lease.to_owned(),
+            cluster_id: "stockade".to_owned(),
+            guards: self.guards,
+        };
+        let shutdown = async move {
+            if stopped.await.is_err() {
+                // Whoever could have stopped it is gone: it ends with its gate alone.
+                std::future::pending::<()>().await;
+            }
+        };
+        let program = gate.run(stockade_controller::run(context, shutdown));
+        tokio::spawn(async move {
+            // It ends with its gate, or because it was told to.
+            let _ = program.await;
+        });
+    }
+}
+
+/// A lock that nobody holds while anything could fail.
+fn locked<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -6,4 +6,4 @@ mod process;
 #[cfg(test)]
 mod tests;
 
-pub use cluster::{Cluster, ClusterError, HostPlan};
+pub use cluster::{Cluster, ClusterError, HostPlan, disk_path, mount_path};

@@ -13,6 +13,7 @@ pub(crate) mod moves;
 pub mod power;
 pub(crate) mod qemu;
 mod tick;
+pub(crate) mod virsh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -83,6 +84,8 @@ pub struct World {
     pub certified: BTreeSet<(String, String)>,
     /// Something other than the API has been in trouble.
     pub fault_beyond_api: bool,
+    /// Something may have changed since this was last made false.
+    pub touches: bool,
     /// Makes the n-th host action end the named process: for sweeps over crashes.
     pub host_actions: u64,
 }
@@ -114,6 +117,7 @@ impl Sim {
                 certified: BTreeSet::new(),
                 fault_beyond_api: false,
                 host_actions: 0,
+                touches: false,
             }),
             changed: Notify::new(),
         });
@@ -133,7 +137,7 @@ impl Sim {
 
     /// Something has happened that is no event of the world.
     pub fn touch(&self) {
-        self.changed.notify_one();
+        self.lock().touch();
     }
 
     /// Waits for `ms` of the world's time.
@@ -195,7 +199,8 @@ impl World {
         self.touch();
     }
 
-    fn touch(&self) {
+    fn touch(&mut self) {
+        self.touches = true;
         if let Some(sim) = self.me.upgrade() {
             sim.changed.notify_one();
         }
@@ -233,6 +238,26 @@ impl World {
             None => {}
         }
         Some(fail)
+    }
+
+    /// Ends failures in store. A process that survived a kill dies of the next one.
+    pub fn mend(&mut self, ends: impl Fn(&Fail) -> bool) {
+        self.fails.retain(|fail| !ends(fail));
+        self.touch();
+    }
+
+    /// A host's wall clock jumps by `step` milliseconds, its clocks run at another rate.
+    pub fn set_clock(&mut self, host: &str, step: i64, rate: Option<f64>) {
+        let now = self.now();
+        let Some(m) = self.machines.get_mut(host) else { return };
+        m.wall_offset += step;
+        if let Some(rate) = rate {
+            // What the clock shows must not jump with its rate.
+            m.clock_base += (now.saturating_sub(m.clock_set) as f64 * m.rate) as u64;
+            m.clock_set = now;
+            m.rate = rate;
+        }
+        self.touch();
     }
 
     /// The guest of a VM.

@@ -119,7 +119,13 @@ impl World {
     }
 
     /// The source stops, the lock goes over, the target has everything.
-    fn switch_over(&mut self, host: &str, uid: &str, to: &str, paused: bool) -> Result<(), String> {
+    pub(super) fn switch_over(
+        &mut self,
+        host: &str,
+        uid: &str,
+        to: &str,
+        paused: bool,
+    ) -> Result<(), String> {
         let source = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
         let Some(source) = source else { return Err("the source is gone".to_owned()) };
         source.state = QemuState::Switched;

@@ -61,9 +61,12 @@ impl World {
             boot_no: 0,
             boot_id: String::new(),
             booted_at: 0,
+            boot_clock: 0,
             cuts: BTreeSet::new(),
             wall_offset: 0,
             rate: 1.0,
+            clock_set: 0,
+            clock_base: 0,
             agent: Process::default(),
             feeder: Process::default(),
             beat: Process::default(),
@@ -201,6 +204,7 @@ impl World {
         m.kernel = Kernel::Up;
         m.boot_id = boot_id;
         m.booted_at = now;
+        m.boot_clock = m.counted(now);
         m.beat_counter = 0;
         m.libvirt_up = true;
         m.libvirt_running = true;

@@ -40,7 +40,7 @@ impl World {
     }
 
     /// Tells the agent that the connection is lost or there again.
-    pub(super) fn tell_connection(&self, host: &str, up: bool) {
+    pub(super) fn tell_connection(&mut self, host: &str, up: bool) {
         if let Some(news) = self.machines.get(host).and_then(|m| m.news.as_ref()) {
             let _ = news.send(HypervisorEvent::Connection { up });
         }
@@ -79,6 +79,15 @@ impl World {
             })
             .map(|m| m.name.clone())
             .collect()
+    }
+
+    /// Names of the hosts that execute a VM of this name.
+    #[must_use]
+    pub fn executing_vm(&self, vm: &str) -> Vec<String> {
+        let runs = |m: &&super::model::Machine| {
+            m.executes() && m.qemus.values().any(|q| q.vm == vm && q.state == QemuState::Running)
+        };
+        self.machines.values().filter(runs).map(|m| m.name.clone()).collect()
     }
 
     /// Judges that a VM runs once.

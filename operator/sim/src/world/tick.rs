@@ -58,10 +58,8 @@ impl World {
     #[must_use]
     pub fn monotonic(&self, host: &str) -> u64 {
         let now = self.now();
-        self.machines.get(host).map_or(now, |m| {
-            // Rates are within a few per cent: the product stays far below 2^53.
-            ((now.saturating_sub(m.booted_at) + 5_000) as f64 * m.rate) as u64
-        })
+        // A kernel counts from a few seconds before its first process.
+        self.machines.get(host).map_or(now, |m| m.counted(now).saturating_sub(m.boot_clock) + 5_000)
     }
 
     fn beat_once(&mut self, host: &str, boot_no: u64) -> Option<u64> {

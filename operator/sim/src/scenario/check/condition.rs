@@ -157,6 +157,13 @@ pub(super) fn matches(wanted: &EventCondition, event: &SimEvent) -> bool {
         && one_of(device, event.device.as_ref())
         && one_of(holder, event.holder.as_ref())
         && one_of(kind, event.object_kind.as_ref())
+        && (!kind.is_empty() || !is_beat(event))
+}
+
+/// Writes of Leases are beats: only a condition that names their kind means them.
+fn is_beat(event: &SimEvent) -> bool {
+    event.kind == EventKind::World(WorldEvent::Write)
+        && event.object_kind.as_deref() == Some("Lease")
 }
 
 fn one_of<T: PartialEq>(wanted: &[T], value: Option<&T>) -> bool {

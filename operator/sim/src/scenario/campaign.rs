@@ -1,0 +1,213 @@
+//! Many scenarios with many seeds: what `stockade simulate` does.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use super::run::{self, Outcome, Rules};
+use super::{Scenario, load, output};
+use crate::hooks::run_deterministic;
+
+/// A range of seeds, its end left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seeds {
+    /// The first.
+    pub start: u64,
+    /// The one after the last.
+    pub end: u64,
+}
+
+/// Reads `A..B`, `A..=B` or `A`.
+///
+/// # Errors
+/// A sentence that says what is expected.
+pub fn parse_seeds(text: &str) -> Result<Seeds, String> {
+    let wrong = || format!("{text:?}: give A..B, A..=B or one number, for example 1..101");
+    let number = |part: &str| part.trim().parse::<u64>().map_err(|_| wrong());
+    let seeds = match text.split_once("..") {
+        None => {
+            let one = number(text)?;
+            Seeds { start: one, end: one.checked_add(1).ok_or_else(wrong)? }
+        }
+        Some((start, end)) => {
+            let (last, more) = end.strip_prefix('=').map_or((end, 0), |end| (end, 1));
+            let end = number(last)?.checked_add(more).ok_or_else(wrong)?;
+            Seeds { start: number(start)?, end }
+        }
+    };
+    if seeds.start < seeds.end { Ok(seeds) } else { Err(format!("{text:?} holds no seed")) }
+}
+
+/// What is to be run, and how it is told.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// Scenario files.
+    pub files: Vec<PathBuf>,
+    /// Seeds of each scenario.
+    pub seeds: Seeds,
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// No events but those of the first failed run of each scenario.
+    pub quiet: bool,
+    /// Runs at once; absent: as many as there are cores.
+    pub jobs: Option<usize>,
+}
+
+/// One run that is to be made.
+struct Job {
+    number: usize,
+    scenario: usize,
+    seed: u64,
+}
+
+/// Runs of other threads that have ended before their turn to be printed.
+#[derive(Default)]
+struct Finished {
+    next: usize,
+    waiting: std::collections::BTreeMap<usize, (usize, u64, Result<Outcome, String>)>,
+    failed_scenarios: std::collections::BTreeSet<usize>,
+    all_passed: bool,
+    broken_pipe: bool,
+}
+
+impl Campaign {
+    /// Runs everything, and prints it in the order of files and seeds.
+    pub fn run(&self, out: &mut (impl Write + Send)) -> ExitCode {
+        let mut scenarios: Vec<(String, Scenario)> = Vec::new();
+        let mut unread = false;
+        for file in &self.files {
+            match load(file) {
+                Ok(read) => {
+                    scenarios.extend(read.into_iter().map(|s| (file.display().to_string(), s)));
+                }
+                Err(error) => {
+                    eprintln!("{error}");
+                    unread = true;
+                }
+            }
+        }
+        if unread {
+            return ExitCode::from(2);
+        }
+        let mut jobs = VecDeque::new();
+        for scenario in 0..scenarios.len() {
+            for seed in self.seeds.start..self.seeds.end {
+                jobs.push_back(Job { number: jobs.len(), scenario, seed });
+            }
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.jobs.unwrap_or(cores).clamp(1, jobs.len().max(1));
+        let jobs = Mutex::new(jobs);
+        let finished = Mutex::new((Finished { all_passed: true, ..Finished::default() }, out));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let Some(job) = locked(&jobs).pop_front() else { return };
+                        let Some((_, scenario)) = scenarios.get(job.scenario) else { return };
+                        let result = one(scenario, job.seed);
+                        let mut finished = locked(&finished);
+                        let (state, out) = &mut *finished;
+                        state.waiting.insert(job.number, (job.scenario, job.seed, result));
+                        self.tell(state, *out, &scenarios);
+                        if state.broken_pipe {
+                            locked(&jobs).clear();
+                        }
+                    }
+                });
+            }
+        });
+        if locked(&finished).0.all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
+    /// Prints the runs whose turn it is.
+    fn tell(&self, state: &mut Finished, out: &mut impl Write, scenarios: &[(String, Scenario)]) {
+        while let Some((index, seed, result)) = state.waiting.remove(&state.next) {
+            state.next += 1;
+            let Some((file, scenario)) = scenarios.get(index) else { continue };
+            let text = match result {
+                Ok(outcome) => {
+                    let passed = outcome.verdict.passed;
+                    state.all_passed &= passed;
+                    let first_failure = !passed && state.failed_scenarios.insert(index);
+                    self.text(file, &outcome, first_failure)
+                }
+                Err(why) => {
+                    state.all_passed = false;
+                    let name = &scenario.name;
+                    if self.json {
+                        serde_json::json!({"scenario": name, "seed": seed, "passed": false,
+                            "error": why})
+                        .to_string()
+                    } else {
+                        format!("FAILED  {name}  seed {seed}\n  {why}")
+                    }
+                }
+            };
+            if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+                state.broken_pipe = true;
+                state.all_passed = false;
+                return;
+            }
+        }
+    }
+
+    fn text(&self, file: &str, outcome: &Outcome, first_failure: bool) -> String {
+        let mut lines = Vec::new();
+        if self.json {
+            if !self.quiet {
+                lines.extend(outcome.events.iter().map(output::json));
+            }
+            lines.push(outcome.verdict.json());
+        } else {
+            if !self.quiet || first_failure {
+                lines.extend(outcome.events.iter().map(output::line));
+            }
+            lines.push(outcome.verdict.lines(file));
+        }
+        lines.join("\n")
+    }
+}
+
+/// One run, on a thread, a clock and random numbers of its own.
+///
+/// # Errors
+/// Why it could not be made.
+pub fn one(scenario: &Scenario, seed: u64) -> Result<Outcome, String> {
+    one_under(scenario, seed, Rules::default())
+}
+
+/// [`one`], with some safety rules dropped.
+///
+/// # Errors
+/// Why it could not be made.
+pub fn one_under(scenario: &Scenario, seed: u64, rules: Rules) -> Result<Outcome, String> {
+    let scenario = scenario.clone();
+    let run = move || async move { run::run(&scenario, seed, rules).await };
+    match run_deterministic(seed, run) {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(format!("no thread for a run: {error}")),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_a_range_or_one() {
+        assert_eq!(parse_seeds("1..4"), Ok(Seeds { start: 1, end: 4 }));
+        assert_eq!(parse_seeds("1..=4"), Ok(Seeds { start: 1, end: 5 }));
+        assert_eq!(parse_seeds("7"), Ok(Seeds { start: 7, end: 8 }));
+        for wrong in ["", "a", "3..3", "4..1", "1...3", "-1", "18446744073709551615"] {
+            assert!(parse_seeds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Runs a scenario: the real controllers and agents on the simulated cluster that it describes.
+
+mod objects;
+mod orders;
+mod setup;
+mod steps;
+mod told;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stockade_core::agent::Guards as AgentGuards;
+use stockade_core::world::Guards;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use super::ast::{HostFields, Name, Rule, Scenario, VmFields};
+use super::check::{Evaluator, Failure};
+use super::observe::SimEvent;
+use super::output::Verdict;
+use crate::kube::{FaultId, Write};
+use crate::oracle::Rule as Invariant;
+use crate::runner::{Cluster, ClusterError};
+use orders::Orders;
+use view::ClusterView;
+
+/// Why a scenario could not be run at all.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The cluster of its second 0 could not be made.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+/// The safety rules that hold in a run; all of them unless a test drops one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// The controller's.
+    pub controller: Guards,
+    /// The agents'.
+    pub agent: AgentGuards,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Every event since second 0 but the writes of Leases, in order.
+    pub events: Vec<SimEvent>,
+    /// How often the situation of each invariant came up.
+    pub exercised: BTreeMap<Invariant, u64>,
+}
+
+/// A cluster that a scenario plays on.
+struct Stage {
+    scenario: Arc<Scenario>,
+    cluster: Cluster,
+    rules: Vec<Rule>,
+    vms: BTreeMap<Name, VmFields>,
+    hosts: BTreeMap<Name, HostFields>,
+    orders: Orders,
+    api_faults: BTreeMap<String, Vec<FaultId>>,
+}
+
+/// Runs `scenario` with `seed`. Call it inside a paused runtime of one thread of its own.
+///
+/// # Errors
+/// The state of second 0 is refused by the API, or is not reached.
+pub async fn run(scenario: &Scenario, seed: u64, rules: Rules) -> Result<Outcome, RunError> {
+    let scenario = Arc::new(scenario.clone());
+    let mut stage = Stage {
+        cluster: Cluster::empty(seed, rules.controller, rules.agent)?,
+        rules: scenario.rules.clone(),
+        vms: scenario.vms.iter().map(|v| (v.name.clone(), v.fields.clone())).collect(),
+        hosts: BTreeMap::new(),
+        orders: Orders::default(),
+        api_faults: BTreeMap::new(),
+        scenario: scenario.clone(),
+    };
+    for vm in &scenario.vms {
+        stage.profile(&vm.name);
+    }
+    let evaluator = Evaluator::new(&scenario);
+    if let Err(RunError::Cluster(error)) = stage.bring_up().await {
+        return match error {
+            // A cluster that can't be what the file says is the scenario's failure, not ours.
+            ClusterError::NotReached(_) | ClusterError::Refused { .. } => {
+                Ok(stage.never_began(seed, &error))
+            }
+            ClusterError::Schema(_) => Err(error.into()),
+        };
+    }
+    let writes = stage.cluster.api.admin().subscribe();
+    stage.begin()?;
+    let show = Show {
+        evaluator,
+        writes,
+        told: told::Told::default(),
+        events: Vec::new(),
+        began: tokio::time::Instant::now(),
+    };
+    Ok(show.go_on(stage, seed).await)
+}
+
+impl Stage {
+    fn never_began(&self, seed: u64, error: &ClusterError) -> Outcome {
+        let failure = Failure {
+            expectation: None,
+            text: "the state at second 0".to_owned(),
+            seen: error.to_string(),
+            line: 1,
+        };
+        let view = ClusterView(&self.cluster);
+        let violations = self.cluster.violations();
+        Outcome {
+            verdict: Verdict::new(&self.scenario, seed, vec![failure], violations, &view),
+            events: Vec::new(),
+            exercised: self.cluster.sim.lock().oracle.exercised.clone(),
+        }
+    }
+}
+
+/// A run from second 0 on.
+struct Show {
+    evaluator: Evaluator,
+    writes: mpsc::UnboundedReceiver<Arc<Write>>,
+    told: told::Told,
+    events: Vec<SimEvent>,
+    began: tokio::time::Instant,
+}
+
+impl Show {
+    async fn go_on(mut self, mut stage: Stage, seed: u64) -> Outcome {
+        let sim = stage.cluster.sim.clone();
+        let now = loop {
+            let now = sim.lock().since_zero();
+            self.hear(&mut stage, now);
+            self.steps(&mut stage, now);
+            if self.evaluator.is_over(now) {
+                break now;
+            }
+            let next = self.evaluator.next_deadline().max(now + 1);
+            let at = self.began + Duration::from_millis(next);
+            tokio::select! {
+                biased;
+                () = sim.changed() => {}
+                write = self.writes.recv() => {
+                    if let Some(write) = write {
+                        self.told.written(&write);
+                    }
+                }
+                () = tokio::time::sleep_until(at) => {}
+            }
+        };
+        let view = ClusterView(&stage.cluster);
+        let failures = self.evaluator.finish(now, &view);
+        let violations = stage.cluster.violations();
+        let verdict = Verdict::new(&stage.scenario, seed, failures, violations, &view);
+        let exercised = sim.lock().oracle.exercised.clone();
+        Outcome { verdict, events: self.events, exercised }
+    }
+
+    /// Tells the evaluator what has happened, and that something may have changed.
+    fn hear(&mut self, stage: &mut Stage, now: u64) {
+        while let Ok(write) = self.writes.try_recv() {
+            self.told.written(&write);
+        }
+        let (events, quiet) = self.told.news(&stage.cluster, now);
+        for event in events {
+            self.evaluator.on_event(&event);
+            // Beats would be most of the log.
+            if event.object_kind.as_deref() != Some("Lease") {
+                self.events.push(event);
+            }
+        }
+        for (device, call) in self.told.calls(&stage.cluster) {
+            self.evaluator.device_called(&device, &call);
+        }
+        if quiet {
+            return;
+        }
+        for (step, outcome, text) in stage.orders.look(&stage.cluster) {
+            self.evaluator.step_outcome(step, outcome, text);
+        }
+        self.evaluator.on_change(now, &ClusterView(&stage.cluster));
+    }
+
+    /// Carries out the steps that are due, and those that become due by them.
+    fn steps(&mut self, stage: &mut Stage, now: u64) {
+        while self.evaluator.next_deadline() <= now {
+            let due = self.evaluator.due_steps(now, &ClusterView(&stage.cluster));
+            if due.is_empty() {
+                return;
+            }
+            for index in due {
+                stage.carry_out(index);
+                self.told.changed();
+                self.hear(stage, now);
+            }
+        }
+    }
+}
