@@ -135,10 +135,13 @@ pub(crate) async fn run(context: Arc<Context>) {
         tokio::select! {
             biased;
             Some(news) = this.tasks.join_next() => {
+                // What was seen has been acted on; everything else may have changed the host.
+                if !matches!(news, Ok(News::Seen(_))) {
+                    due = due.min(soon);
+                }
                 if let Ok(news) = news {
                     this.take(news);
                 }
-                due = due.min(soon);
             }
             event = events.recv() => match event {
                 Some(event) => {
