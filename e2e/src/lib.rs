@@ -1,5 +1,6 @@
 //! What the tests and `play` stand on.
 
+pub mod bmc;
 pub mod control_plane;
 pub mod local_hosts;
 pub mod play;

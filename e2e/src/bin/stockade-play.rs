@@ -1,6 +1,7 @@
 //! `./dev play`: a whole Stockade on this machine, to play with or to see it do its work.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use stockade_e2e::play::{Cluster, Log, PlayError, STORAGE, tour};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,6 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 const HELP: &str = "usage: stockade-play [--once]
 without --once: three hosts to play with until Ctrl-C
 --once: a VM is taken through its life, a line a step; exits 0 only if all of it happened";
+
+/// Pause between two looks at what the BMCs were told.
+const TEND: Duration = Duration::from_millis(300);
 
 /// Refused by name, because they are not there yet.
 const NOT_THERE: [&str; 2] = ["--simulated", "--kubeconfig"];
@@ -95,7 +99,11 @@ async fn show(cluster: &mut Cluster, log: &Log, once: bool) -> Result<bool, Play
         return Ok(true);
     }
     println!("{}", to_try(cluster)?);
-    std::future::pending().await
+    loop {
+        // A BMC may be told to give a host its power back.
+        cluster.tend()?;
+        tokio::time::sleep(TEND).await;
+    }
 }
 
 fn report(error: &dyn std::error::Error) {
@@ -111,6 +119,7 @@ fn report(error: &dyn std::error::Error) {
 fn to_try(cluster: &Cluster) -> Result<String, PlayError> {
     let kubeconfig = cluster.plane().setup_kubeconfig()?;
     let kubectl = cluster.plane().binaries().kubectl()?;
+    let bmc = cluster.bmc("h1")?.command_line();
     let virsh = cluster.hosts().first().map(|host| host.libvirt_uri()).unwrap_or_default();
     Ok(format!(
         "
@@ -132,6 +141,8 @@ YAML
   kubectl patch svm demo --type=merge -p '{{\"spec\":{{\"runPolicy\":\"Halted\"}}}}'
   kubectl get sdom -A; kubectl get events
   virsh -c '{virsh}' list
+  {bmc} chassis power off        # h1 is dead at once; on again: it boots
+  kubectl get shost,shf,sfd -w; kubectl describe shost h1
   kubectl delete svm demo
 
 The hosts share {shared}; the logs are {logs}/*.log.

@@ -10,6 +10,7 @@
 mod guest;
 mod libvirtd;
 mod namespace;
+mod power;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -26,6 +27,8 @@ pub use namespace::ProcessId;
 pub use rustix::process::Signal;
 
 use namespace::{Namespace, wait_until};
+
+use crate::bmc::Bmc;
 
 /// How long a host may take from power on until its libvirtd answers.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -346,9 +349,21 @@ impl LocalHost {
         Ok(fs::read_to_string(&path).map_err(at(&path))?.trim().to_owned())
     }
 
-    /// True while the host has power.
+    /// True while the host has power. Its BMC may take it at any time.
     pub fn is_on(&self) -> bool {
-        lock(&self.life).is_some()
+        lock(&self.life).as_ref().is_some_and(|life| life.init().lives())
+    }
+
+    /// Starts a BMC whose power commands are obeyed: off is a power cut; after on,
+    /// [`LocalHost::is_power_wanted`] says so until [`LocalHost::power_on`].
+    pub fn bmc(&self) -> Result<Bmc, LocalHostsError> {
+        power::bmc(&self.name(), &self.dir())
+            .map_err(step(format!("starting the BMC of {}", self.name())))
+    }
+
+    /// True once the BMC of a host without power was told to give it power.
+    pub fn is_power_wanted(&self) -> bool {
+        power::is_wanted(&self.dir()) && !self.is_on()
     }
 
     /// A command that will run `program` on this host; add arguments, then spawn it.
@@ -357,7 +372,8 @@ impl LocalHost {
     /// program itself.
     pub fn command(&self, program: &str, network: Network) -> Result<Command, LocalHostsError> {
         let life = lock(&self.life);
-        let life = life.as_ref().ok_or_else(|| LocalHostsError::Off(self.name()))?;
+        let life = life.as_ref().filter(|life| life.init().lives());
+        let life = life.ok_or_else(|| LocalHostsError::Off(self.name()))?;
         Ok(life.enter(program, network == Network::Host))
     }
 
@@ -416,8 +432,12 @@ impl LocalHost {
 
     fn boot(&self) -> Result<(), LocalHostsError> {
         let mut life = lock(&self.life);
-        if life.is_some() {
+        if life.as_ref().is_some_and(|life| life.init().lives()) {
             return Err(LocalHostsError::On(self.name()));
+        }
+        // What its BMC has killed is buried before it lives again.
+        if let Some(mut dead) = life.take() {
+            dead.kill().map_err(step(format!("ending what is left of {}", self.name())))?;
         }
         libvirtd::new_boot(&self.layout, self.index)?;
         let (root, name) = (self.dir(), self.name());
@@ -432,6 +452,7 @@ impl LocalHost {
         let mut host = Namespace::host(&script, &root.join("init.log"))
             .map_err(step(format!("making the namespaces of {name}")))?;
         self.record.set(&name, host.recorded())?;
+        power::note(&self.dir(), host.init()).map_err(at(&self.dir()))?;
         self.connect(&host)?;
         let started = host.tell("connected").and_then(|()| host.expect("started"));
         started.map_err(step(format!("starting libvirt on {name}")))?;

@@ -5,6 +5,7 @@
 //! or to take through the [`tour`](self::tour()). No part of the product has more rights than the
 //! charts give. Dropping the value ends and removes all of it.
 
+mod failures;
 mod program;
 mod tour;
 
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep};
 
 pub use self::program::{Program, Programs, tail};
 pub use self::tour::tour;
+use crate::bmc::{Bmc, LOGIN};
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
 use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId};
 
@@ -124,6 +126,7 @@ pub struct Cluster {
     // Fields drop in this order: programs, their hosts, the control plane, the logs.
     agents: BTreeMap<String, Program>,
     controller: Program,
+    bmcs: BTreeMap<String, Bmc>,
     hosts: LocalHosts,
     plane: ControlPlane,
     folder: TempDir,
@@ -154,6 +157,10 @@ impl Cluster {
         log.say(format!("control plane at {} with the charts", plane.server()));
         let hosts = LocalHosts::start(count, &folder.path().join("hosts"))?;
         log.say(format!("{count} hosts, each with a libvirtd of its own"));
+        let mut bmcs = BTreeMap::new();
+        for host in hosts.hosts() {
+            bmcs.insert(host.name(), host.bmc()?);
+        }
         let kubeconfig =
             plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
         // It goes with us, whatever way we end.
@@ -167,8 +174,16 @@ impl Cluster {
         let controller =
             Program::start("controller", folder.path().join("controller.log"), command)?;
         let client = plane.setup_client().await?;
-        let mut this =
-            Self { agents: BTreeMap::new(), controller, hosts, plane, folder, programs, client };
+        let mut this = Self {
+            agents: BTreeMap::new(),
+            controller,
+            bmcs,
+            hosts,
+            plane,
+            folder,
+            programs,
+            client,
+        };
         this.plane.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &this.declared())?;
         for name in this.host_names() {
             this.start_agent(&name)?;
@@ -185,12 +200,26 @@ impl Cluster {
             self.hosts.shared().display()
         );
         for host in self.hosts.hosts() {
+            let name = host.name();
             let _ = write!(
                 text,
-                "---\napiVersion: stockade.dev/v1alpha1\nkind: Host\nmetadata: {{name: {}}}\n\
-                 spec: {{addresses: {{migration: {}}}}}\n",
-                host.name(),
+                "---\napiVersion: stockade.dev/v1alpha1\nkind: Host\nmetadata: {{name: {name}}}\n\
+                 spec: {{addresses: {{migration: {}}}, fencing: [{{devices: [bmc-{name}]}}]}}\n",
                 host.address()
+            );
+            let Some(bmc) = self.bmcs.get(&name) else { continue };
+            let _ = write!(
+                text,
+                "---\napiVersion: v1\nkind: Secret\n\
+                 metadata: {{name: bmc-{name}, namespace: {SYSTEM_NAMESPACE}}}\n\
+                 stringData: {{username: {LOGIN}, password: \"{}\"}}\n\
+                 ---\napiVersion: stockade.dev/v1alpha1\nkind: FenceDevice\n\
+                 metadata: {{name: bmc-{name}}}\nspec:\n  agent: fence_ipmilan\n  \
+                 parameters: {{ip: 127.0.0.1, ipport: \"{}\", lanplus: \"1\", cipher: \"3\", \
+                 power_wait: \"0\"}}\n  \
+                 plugs: {{{name}: \"1\"}}\n  secret: bmc-{name}\n",
+                bmc.password(),
+                bmc.port()
             );
         }
         text
@@ -287,6 +316,32 @@ impl Cluster {
         Ok(())
     }
 
+    /// A host's BMC.
+    ///
+    /// # Errors
+    /// [`PlayError::Wrong`] if there is none.
+    pub fn bmc(&self, name: &str) -> Result<&Bmc, PlayError> {
+        self.bmcs.get(name).ok_or_else(|| PlayError::Wrong(format!("no BMC belongs to {name:?}")))
+    }
+
+    /// Boots the hosts whose BMC was told to give power, and their agents as an init would.
+    ///
+    /// # Errors
+    /// A host that does not boot.
+    pub fn tend(&mut self) -> Result<(), PlayError> {
+        let wanted: Vec<String> = self
+            .hosts()
+            .iter()
+            .filter(|host| host.is_power_wanted())
+            .map(LocalHost::name)
+            .collect();
+        for name in wanted {
+            self.host(&name)?.power_on()?;
+            self.start_agent(&name)?;
+        }
+        Ok(())
+    }
+
     /// Kills a host's agent, and nothing else.
     ///
     /// # Errors
@@ -318,7 +373,11 @@ impl Cluster {
     ) -> Result<T, PlayError> {
         let started = Instant::now();
         loop {
-            let mut programs = std::iter::once(&self.controller).chain(self.agents.values());
+            // What ran on a host without power has ended with it.
+            let agents =
+                self.agents.iter().filter(|(name, _)| self.host(name).is_ok_and(LocalHost::is_on));
+            let mut programs =
+                std::iter::once(&self.controller).chain(agents.map(|(_, agent)| agent));
             if let Some(ended) = programs.find(|program| !program.lives()) {
                 return Err(PlayError::Ended(ended.name().to_owned()));
             }
@@ -336,7 +395,8 @@ impl Cluster {
     /// What a person needs who asks why something did not happen: the objects and the logs.
     #[must_use]
     pub fn dump(&self) -> String {
-        let kinds = "virtualmachines,domains,hosts,hostagents,sharedstorages,leases,events";
+        let kinds = "virtualmachines,domains,hosts,hostagents,hostfences,\
+                     fencedevices,sharedstorages,leases,events";
         let objects = self
             .plane
             .kubectl(&["get", kinds, "--all-namespaces", "-o", "yaml"])

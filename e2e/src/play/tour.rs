@@ -20,16 +20,16 @@ const VM: &str = "demo";
 
 /// A VM as it was seen to run.
 #[derive(Clone, Debug)]
-struct Seen {
-    host: String,
-    epoch: i64,
+pub(super) struct Seen {
+    pub(super) host: String,
+    pub(super) epoch: i64,
     qemu: ProcessId,
-    boots: u64,
+    pub(super) boots: u64,
 }
 
-struct Tour<'a> {
-    cluster: &'a mut Cluster,
-    log: &'a Log,
+pub(super) struct Tour<'a> {
+    pub(super) cluster: &'a mut Cluster,
+    pub(super) log: &'a Log,
     vms: Api<VirtualMachine>,
     disk: PathBuf,
 }
@@ -46,6 +46,8 @@ pub async fn tour(cluster: &mut Cluster, log: &Log) -> Result<(), PlayError> {
     let seen = tour.change_waits_for_a_restart(&seen).await?;
     tour.agent_comes_back(&seen).await?;
     let seen = tour.crash_is_mended(&seen).await?;
+    let seen = tour.power_cut_is_survived(seen).await?;
+    let seen = tour.silence_is_survived(seen).await?;
     tour.halts(&seen).await?;
     tour.leaves_its_disk(&seen).await
 }
@@ -188,7 +190,7 @@ impl Tour<'_> {
 
     /// Waits for the VM to run in a later epoch, as one QEMU on the host it is said to be on, its
     /// guest booted just once more and writing.
-    async fn running(&self, after: i64, boots: u64) -> Result<Seen, PlayError> {
+    pub(super) async fn running(&self, after: i64, boots: u64) -> Result<Seen, PlayError> {
         let what = format!("the VM runs in an epoch above {after}");
         let (host, epoch, qemu) = self
             .cluster
@@ -237,7 +239,7 @@ impl Tour<'_> {
         Err(PlayError::Wrong(format!("the VM was touched by {by}")))
     }
 
-    async fn grows(&self) -> Result<(), PlayError> {
+    pub(super) async fn grows(&self) -> Result<(), PlayError> {
         let count = || guest_counter(&self.disk).map_err(|error| error.to_string());
         let before = count().map_err(PlayError::Wrong)?;
         self.cluster

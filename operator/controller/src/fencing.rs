@@ -5,12 +5,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
 use stockade_core::world::{FenceRecord, FenceResult, World};
+use stockade_crds::names::{AGENT_OBJECT, host_namespace};
 use stockade_crds::v1alpha1::FenceAction;
-use stockade_host::HostError;
-use stockade_host::ports::{FenceCall, Power};
+use stockade_host::ports::{FenceCall, FenceRunner, Power};
+use stockade_host::{HostError, HostResult};
 
-use crate::context::{Shared, locked};
+use crate::context::{Shared, locked, request};
+use crate::watch::chain;
 
 /// Calls that are remembered.
 const REMEMBERED: usize = 4096;
@@ -55,9 +60,11 @@ pub(crate) fn call(
         secret: BTreeMap::new(),
         action,
     };
+    let target = (action == FenceAction::Off && world.guards.fresh_read)
+        .then(|| Target::of(world, host, boot_id));
     let (shared, runner) = (Arc::clone(shared), Arc::clone(runner));
     tokio::spawn(async move {
-        let answer = runner.run(&call).await;
+        let answer = carry_out(&shared, runner.as_ref(), call, target).await;
         let result = match answer {
             Ok(Some(Power::On)) => FenceResult::On,
             Ok(Some(Power::Off)) => FenceResult::Off,
@@ -77,6 +84,94 @@ pub(crate) fn call(
         }
         shared.fence_done.notify_one();
     });
+}
+
+/// Whom an off order is meant for, as the plan knew it.
+struct Target {
+    host: String,
+    boot_id: String,
+    /// The version of its Lease, if the plan took it for silent.
+    silent_at: Option<String>,
+}
+
+impl Target {
+    fn of(world: &World, host: &str, boot_id: &str) -> Self {
+        let beat = u64::try_from(world.policy_spec().heartbeat_seconds).unwrap_or(2) * 1000;
+        let life = world.lives.hosts.get(host);
+        let silent = life.filter(|life| {
+            life.lease_at.is_none_or(|at| world.now.saturating_sub(at) > beat + beat / 2)
+        });
+        Self {
+            host: host.to_owned(),
+            boot_id: boot_id.to_owned(),
+            silent_at: silent.map(|life| life.lease.version.clone()).filter(|v| !v.is_empty()),
+        }
+    }
+}
+
+async fn carry_out(
+    shared: &Shared,
+    runner: &dyn FenceRunner,
+    mut call: FenceCall,
+    target: Option<Target>,
+) -> HostResult<Option<Power>> {
+    if let Some(name) = &call.spec.secret {
+        call.secret = secret(shared, name).await.map_err(|why| {
+            HostError::refused("secret", &call.device, format!("spec.secret: {why}"))
+        })?;
+    }
+    if let Some(target) = target {
+        still_meant(shared, &target)
+            .await
+            .map_err(|why| HostError::refused("off", &call.device, why))?;
+    }
+    runner.run(&call).await
+}
+
+/// The keys of a fence device's secret, in the controller's own namespace.
+async fn secret(shared: &Shared, name: &str) -> Result<BTreeMap<String, String>, String> {
+    let namespace = &shared.context.namespace;
+    let secrets: Api<Secret> = Api::namespaced(shared.client(), namespace);
+    let call = secrets.get_opt(name);
+    let found = request(|| format!("reading Secret {namespace}/{name}"), call)
+        .await
+        .map_err(|error| chain(&error))?;
+    let Some(found) = found else {
+        return Err(format!("there is no Secret {name:?} in namespace {namespace:?}; create it"));
+    };
+    let mut keys = BTreeMap::new();
+    for (key, value) in found.data.unwrap_or_default() {
+        let text = String::from_utf8(value.0).map_err(|_| {
+            format!("key {key:?} of Secret {namespace}/{name} is no UTF-8 text; replace it")
+        })?;
+        keys.insert(key, text);
+    }
+    Ok(keys)
+}
+
+/// Gate 10: right before each off the term is still held, the boot is still the one that is
+/// meant, and a host that was silent still is.
+async fn still_meant(shared: &Shared, target: &Target) -> Result<(), String> {
+    let host = &target.host;
+    let leases: Api<Lease> = Api::namespaced(shared.client(), &host_namespace(host));
+    let lease = request(|| format!("reading the Lease of {host}"), leases.get_opt(AGENT_OBJECT))
+        .await
+        .map_err(|error| chain(&error))?;
+    if shared.leads().is_none() {
+        return Err("another controller leads by now".to_owned());
+    }
+    let Some(lease) = lease else { return Ok(()) };
+    let version = lease.metadata.resource_version.unwrap_or_default();
+    if target.silent_at.as_ref().is_some_and(|known| *known != version) {
+        return Err(format!("{host} has renewed its Lease; it is not shot"));
+    }
+    let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+    match holder.split_once('/') {
+        Some((_, boot)) if boot != target.boot_id => {
+            Err(format!("{host} beats in another boot; it is not shot"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is asked of a storage's serving side.

@@ -9,6 +9,7 @@ use kube::{Client, Config};
 use stockade_controller::Context;
 use stockade_core::world::Guards;
 use stockade_crds::names::SYSTEM_NAMESPACE;
+use stockade_host::fence::{FenceAgents, FenceOptions};
 use stockade_host::machine::RealClock;
 use stockade_host::ports::Clock;
 use thiserror::Error;
@@ -30,6 +31,17 @@ pub(super) struct Arguments {
     /// Identity of the cluster, named by the marker on each storage.
     #[arg(long, env = "STOCKADE_CLUSTER_ID", default_value = "stockade")]
     cluster_id: String,
+    /// Folder that fence agents are run from.
+    #[arg(long, env = "STOCKADE_FENCE_FOLDER", default_value = "/usr/sbin")]
+    fence_folder: PathBuf,
+    /// A fence agent that may be run beside those that are known to cut power; may be repeated.
+    #[arg(
+        long = "fence-agent",
+        value_name = "NAME",
+        env = "STOCKADE_FENCE_AGENTS",
+        value_delimiter = ','
+    )]
+    fence_agents: Vec<String>,
 }
 
 #[derive(Debug, Error)]
@@ -84,7 +96,10 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
             client,
             identity,
             clock: Arc::new(clock),
-            fence: None,
+            fence: Some(Arc::new(FenceAgents::new(FenceOptions {
+                folder: arguments.fence_folder.clone(),
+                extra: arguments.fence_agents.iter().cloned().collect(),
+            }))),
             storage_server: None,
             namespace: arguments.namespace.clone(),
             lease: stockade_controller::LEASE_NAME.to_owned(),

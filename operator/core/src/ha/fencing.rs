@@ -728,6 +728,8 @@ fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
                 c.device == *name
                     && c.host == *host
                     && c.generation == generation
+                    // What a boot read says nothing about the next one.
+                    && c.boot_id == facts.boot
                     && c.action == FenceAction::Status
             });
             match last.map(|c| &c.result) {

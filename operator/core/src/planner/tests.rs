@@ -542,3 +542,18 @@ fn without_a_host_that_fits_the_vm_says_why_for_each() {
         assert!(message.contains(host), "{message}");
     }
 }
+
+#[test]
+fn a_host_that_was_off_and_boots_again_keeps_its_plugs_trust_and_is_tested_anew() {
+    let mut bed = Bed::new();
+    bed.beat(&["h2", "h3"], 5);
+    bed.call("h1", FenceAction::Status, FenceResult::Off, bed.world.now - 1_000);
+    bed.beat(&["h2", "h3"], 5);
+    bed.world.agents.insert("h1".into(), agent_object("h1", "boot-h1-again"));
+    bed.beat(&["h1", "h2", "h3"], 6);
+    let plan = plan(&bed.world);
+    let (_, report) = plan.fence_devices.iter().find(|(name, _)| name == "bmc-h1").unwrap();
+    assert_eq!(report.status.untrusted_hosts, Vec::<String>::new());
+    assert_eq!(report.status.trusted_hosts, ["h1"]);
+    assert_eq!(fence_calls(&plan, "h1"), [FenceAction::Status]);
+}
