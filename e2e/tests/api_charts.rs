@@ -198,6 +198,14 @@ async fn values_are_checked_and_kinds_are_kept() {
     assert!(!loose.contains("resource-policy"));
     let rest = plane.render_chart("stockade", &[]).expect("render");
     assert!(!rest.contains("cluster-admin"), "nobody is cluster-admin");
+    for wanted in ["--listen=0.0.0.0:8080", "path: /healthz", "path: /readyz", "kind: Service\n"] {
+        assert!(rest.contains(wanted), "{wanted}");
+    }
+    let agents = ["--set", "fencing.agents={fence_mine}", "--set", "http.port=9000"];
+    let rest = plane.render_chart("stockade", &agents).expect("render");
+    assert!(rest.contains("--fence-agent=fence_mine") && rest.contains("0.0.0.0:9000"), "{rest}");
+    let error = plane.render_chart("stockade", &["--set", "fencing.agents={/bin/sh}"]);
+    assert!(error.expect_err("no agent's name").to_string().contains("fencing"));
 
     // helm itself installs, upgrades and uninstalls them; objects of our kinds outlive that.
     let helm = |args: &[&str]| {

@@ -143,12 +143,14 @@ YAML
   virsh -c '{virsh}' list
   {bmc} chassis power off        # h1 is dead at once; on again: it boots
   kubectl get shost,shf,sfd -w; kubectl describe shost h1
+  curl {metrics}
   kubectl delete svm demo
 
 The hosts share {shared}; the logs are {logs}/*.log.
 Ctrl-C ends and removes everything.",
         kubeconfig = kubeconfig.display(),
         kubectl = kubectl.display(),
+        metrics = cluster.metrics_url(),
         shared = cluster.shared().display(),
         logs = cluster.folder().display(),
     ))

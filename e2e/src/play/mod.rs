@@ -126,6 +126,7 @@ pub struct Cluster {
     // Fields drop in this order: programs, their hosts, the control plane, the logs.
     agents: BTreeMap<String, Program>,
     controller: Program,
+    listen: String,
     bmcs: BTreeMap<String, Bmc>,
     hosts: LocalHosts,
     plane: ControlPlane,
@@ -163,12 +164,13 @@ impl Cluster {
         }
         let kubeconfig =
             plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
+        let listen = free_address().map_err(PlayError::io("find a free port"))?;
         // It goes with us, whatever way we end.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&programs.stockade)
-            .arg("controller")
+            .args(["controller", "--listen", &listen])
             .env("KUBECONFIG", kubeconfig)
             .env("RUST_LOG", "info");
         let controller =
@@ -177,6 +179,7 @@ impl Cluster {
         let mut this = Self {
             agents: BTreeMap::new(),
             controller,
+            listen,
             bmcs,
             hosts,
             plane,
@@ -268,6 +271,12 @@ impl Cluster {
     #[must_use]
     pub fn shared(&self) -> PathBuf {
         self.hosts.shared()
+    }
+
+    /// Where the controller's metrics are.
+    #[must_use]
+    pub fn metrics_url(&self) -> String {
+        format!("http://{}/metrics", self.listen)
     }
 
     /// The folder with the logs.
@@ -413,4 +422,9 @@ impl Cluster {
         }
         text
     }
+}
+
+/// A TCP address of the loopback that the kernel says is free now.
+fn free_address() -> std::io::Result<String> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string())
 }

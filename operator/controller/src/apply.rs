@@ -83,6 +83,7 @@ async fn one(
                 }
             }
             let swapped = update_status::swap_vm(shared, world, vm, basis, report).await?;
+            shared.observed.placed();
             let mut changes = vec![Change::VirtualMachine(Event::Apply(swapped))];
             for write in domains {
                 changes.push(write_domain(shared, write).await?);

@@ -10,6 +10,7 @@ use stockade_host::ports::{Clock, FenceRunner, StorageServer};
 use tokio::sync::Notify;
 
 use crate::error::ControllerError;
+use crate::observed::Observed;
 
 /// Longest time that one API request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ pub struct Context {
 /// The context with what changes while it runs.
 pub(crate) struct Shared {
     pub(crate) context: Context,
+    pub(crate) observed: Arc<Observed>,
     /// Until when this process leads.
     pub(crate) term: Mutex<Option<Millis>>,
     pub(crate) fence_log: Mutex<VecDeque<FenceRecord>>,
@@ -48,9 +50,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(context: Context) -> Self {
+    pub(crate) fn new(context: Context, observed: Arc<Observed>) -> Self {
         Self {
             context,
+            observed,
             term: Mutex::new(None),
             fence_log: Mutex::new(VecDeque::new()),
             server: Mutex::new(ServerCalls::default()),

@@ -11,6 +11,7 @@ use crate::watch::chain;
 
 /// Publishes one; a lost Event is logged and not tried again.
 pub(crate) async fn publish(shared: &Shared, world: &World, told: &Told) {
+    shared.observed.told(told.reason);
     let reporter = Reporter { controller: "stockade-controller".into(), instance: None };
     let recorder = Recorder::new(shared.client(), reporter);
     let mut reference = match &told.about {

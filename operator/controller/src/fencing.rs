@@ -64,6 +64,7 @@ pub(crate) fn call(
         .then(|| Target::of(world, host, boot_id));
     let (shared, runner) = (Arc::clone(shared), Arc::clone(runner));
     tokio::spawn(async move {
+        let agent = call.spec.agent.clone();
         let answer = carry_out(&shared, runner.as_ref(), call, target).await;
         let result = match answer {
             Ok(Some(Power::On)) => FenceResult::On,
@@ -72,6 +73,12 @@ pub(crate) fn call(
             Err(error) => FenceResult::Failed(error.to_string()),
         };
         let done = shared.now();
+        let word = match &result {
+            FenceResult::Failed(_) => "Failed".to_owned(),
+            other => format!("{other:?}"),
+        };
+        let labels = (record.device.as_str(), agent.as_str(), &*format!("{action:?}"));
+        shared.observed.fenced(labels, &word, done.saturating_sub(record.started));
         for known in locked(&shared.fence_log).iter_mut() {
             if known.finished.is_none()
                 && known.device == record.device

@@ -17,12 +17,16 @@ mod error;
 mod events;
 mod fencing;
 mod leader;
+mod observed;
+mod requests;
 mod update_status;
 mod watch;
 
 pub use context::Context;
 pub use error::ControllerError;
 pub use leader::LEASE_NAME;
+pub use observed::Observed;
+pub use requests::CountRequests;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -46,7 +50,20 @@ pub async fn run(
     context: Context,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ControllerError> {
-    let shared = Arc::new(Shared::new(context));
+    let observed = Arc::new(Observed::new(Arc::clone(&context.clock)));
+    run_observed(context, observed, shutdown).await
+}
+
+/// As [`run`], and counts what it does for others to look at.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_observed(
+    context: Context,
+    observed: Arc<Observed>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ControllerError> {
+    let shared = Arc::new(Shared::new(context, observed));
     let (changes, mut news) = mpsc::unbounded_channel();
     let watches = watch::all(Arc::clone(&shared), changes);
     let lead = leader::run(Arc::clone(&shared));
@@ -68,11 +85,15 @@ pub async fn run(
             while let Ok(change) = news.try_recv() {
                 cache.take(change, loop_shared.now());
             }
-            if loop_shared.leads().is_none() || !cache.listed() {
+            let (leads, listed) = (loop_shared.leads().is_some(), cache.listed());
+            loop_shared.observed.turn(listed, leads);
+            if !leads || !listed {
                 continue;
             }
             let world = dereference::world(&loop_shared, &mut cache);
+            let begun = std::time::Instant::now();
             let plan = stockade_core::planner::plan(&world);
+            loop_shared.observed.planned(&world, &plan, begun.elapsed());
             cache.wake_at = plan.wake_at;
             let answers = apply::apply(&loop_shared, &world, &plan).await;
             cache.learn(answers);

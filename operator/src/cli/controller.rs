@@ -1,12 +1,14 @@
 //! `stockade controller`: runs the controller until it is told to stop.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use kube::Config;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
-use stockade_controller::Context;
+use stockade_controller::{Context, CountRequests, Observed};
 use stockade_core::world::Guards;
 use stockade_crds::names::SYSTEM_NAMESPACE;
 use stockade_host::fence::{FenceAgents, FenceOptions};
@@ -15,6 +17,7 @@ use stockade_host::ports::Clock;
 use thiserror::Error;
 
 use super::failed;
+use super::serve::serve;
 
 /// Where the API is and who this process is.
 #[derive(clap::Args)]
@@ -31,6 +34,9 @@ pub(super) struct Arguments {
     /// Identity of the cluster, named by the marker on each storage.
     #[arg(long, env = "STOCKADE_CLUSTER_ID", default_value = "stockade")]
     cluster_id: String,
+    /// Address that /metrics, /healthz and /readyz are served on, as in 0.0.0.0:8080; absent: none.
+    #[arg(long, env = "STOCKADE_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
     /// Folder that fence agents are run from.
     #[arg(long, env = "STOCKADE_FENCE_FOLDER", default_value = "/usr/sbin")]
     fence_folder: PathBuf,
@@ -50,6 +56,8 @@ enum StartError {
     Kubeconfig(#[source] kube::config::KubeconfigError),
     #[error("no API server is configured; give --kubeconfig or KUBECONFIG")]
     Infer(#[source] kube::config::InferConfigError),
+    #[error("{0} can't be listened on; give --listen another address or port")]
+    Listen(SocketAddr, #[source] std::io::Error),
     #[error("the client can't be built")]
     Client(#[source] kube::Error),
     #[error("the runtime can't be started")]
@@ -89,13 +97,21 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
         };
         // Every request has a time of its own; a retry is the next plan's decision.
         config.default_retry = false;
-        let client = Client::try_from(config).map_err(StartError::Client)?;
-        let clock = RealClock;
+        let clock = Arc::new(RealClock);
+        let observed = Arc::new(Observed::new(clock.clone()));
+        let client = ClientBuilder::try_from(config)
+            .map_err(StartError::Client)?
+            .with_layer(&CountRequests(Arc::clone(&observed)))
+            .build();
         let identity = format!("{}-{}-{}", arguments.name, std::process::id(), clock.wall_millis());
+        if let Some(address) = arguments.listen {
+            let serving = serve(address, Arc::clone(&observed)).await;
+            tokio::spawn(serving.map_err(|error| StartError::Listen(address, error))?);
+        }
         let context = Context {
             client,
             identity,
-            clock: Arc::new(clock),
+            clock,
             fence: Some(Arc::new(FenceAgents::new(FenceOptions {
                 folder: arguments.fence_folder.clone(),
                 extra: arguments.fence_agents.iter().cloned().collect(),
@@ -108,10 +124,11 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
         };
         tracing::info!(namespace = %arguments.namespace, "the controller begins");
         // A controller that is running has nothing left that could fail for good.
-        let ended = stockade_controller::run(context, stop()).await;
+        let ended = stockade_controller::run_observed(context, observed, stop()).await;
         if let Err(error) = ended {
             tracing::error!(%error, "the controller ended");
         }
+        tracing::info!("the controller has ended, and leads no more");
         Ok(())
     })
 }

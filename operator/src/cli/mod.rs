@@ -2,6 +2,7 @@
 
 mod controller;
 mod crds;
+mod serve;
 mod simulate;
 
 use clap::{Parser, Subcommand};
