@@ -12,6 +12,9 @@ pub const VM_NAME_LABEL: &str = "stockade.dev/vm-name";
 pub const FINALIZER: &str = "stockade.dev/settled";
 /// Annotation by which a user asks for one act: `<verb>/<id>`.
 pub const REQUEST_ANNOTATION: &str = "stockade.dev/request";
+/// Verb of a request that takes a found copy in: `adopt/<host>/<id>`, a human's word that the
+/// copy on that host is the VM.
+pub const ADOPT: &str = "adopt";
 /// Name of the heartbeat Lease and of the HostAgent in a host's namespace.
 pub const AGENT_OBJECT: &str = "agent";
 /// Annotation of the heartbeat Lease: the storage beats that this host sees, as JSON.

@@ -406,6 +406,8 @@ pub enum End {
     HostRestarted,
     /// Its storage or lock was lost.
     StorageLost,
+    /// A lock that guards its disks is held by another.
+    LockHeld,
 }
 
 /// A lock.

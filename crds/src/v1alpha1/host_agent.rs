@@ -43,6 +43,8 @@ pub struct HostAgentSpec {
     pub api_loss: ApiLoss,
     /// Seconds without an API before `apiLoss: Stop` acts.
     pub api_loss_seconds: i32,
+    /// Seconds that the agent may hold a clean shutdown of its host back.
+    pub shutdown_limit_seconds: i32,
     /// Boots that are certified dead; an agent that reads its own suspends its VMs.
     #[schemars(length(max = 64))]
     pub dead_boots: Vec<super::BootReference>,
@@ -155,6 +157,8 @@ pub struct HostAgentStatus {
     /// The host goes down: `Shutdown` or `Reboot`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub going_down: Option<GoingDown>,
+    /// This boot is over for VMs: everything is released, and nothing is started in it any more.
+    pub down: bool,
     /// Highest lineage journalled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
@@ -170,8 +174,6 @@ pub enum GoingDown {
     Shutdown,
     /// Reboot.
     Reboot,
-    /// Everything is released; the boot is over.
-    Down,
 }
 
 /// A domain that a hypervisor runs.

@@ -85,6 +85,9 @@ pub struct HostFenceStatus {
     /// Why it does not stand any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<String>,
+    /// A human's word that came while the host showed life: it never counts, a new one may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_confirmation: Option<Confirmation>,
     /// The storages at which the boot is denied.
     #[serde(default)]
     #[schemars(length(max = 64))]

@@ -469,6 +469,9 @@ pub struct VirtualMachineStatus {
     /// The host that a user's last move chose; failback off keeps the VM there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_to: Option<String>,
+    /// The host that it waits for instead of being started elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<WaitsFor>,
     /// Conditions, Ready first.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -540,6 +543,18 @@ impl EpochState {
     }
 }
 
+/// A host that a VM waits for instead of being started elsewhere.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitsFor {
+    /// The host.
+    #[schemars(length(max = 253))]
+    pub host: String,
+    /// The policy's hostShutdown holds it; else its own recovery is None.
+    #[serde(default)]
+    pub held: bool,
+}
+
 /// Failed attempts since a VM last ran.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -554,6 +569,10 @@ pub struct Failures {
     /// Unplanned ends in a row; they space the next start.
     #[serde(default)]
     pub exits: i32,
+    /// Starts in a row that something outside refused: a lock, an owner record, the storage.
+    /// They use up no limit.
+    #[serde(default)]
+    pub refusals: i32,
     /// The last reason.
     #[serde(default)]
     pub message: String,

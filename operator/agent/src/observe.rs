@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stockade_core::agent::types::{LiveDomain, LiveState, Presence};
+use stockade_core::agent::types::{LiveDomain, LiveState, Presence, StopReason};
 use stockade_crds::v1alpha1::{AgentLock, LockReport};
 
 use crate::context::{Context, locked, timed};
@@ -13,8 +13,8 @@ use crate::context::{Context, locked, timed};
 pub(crate) struct Look {
     /// When it began.
     pub(crate) began: u64,
-    /// Epochs whose process may be there, by VM uid.
-    pub(crate) epochs: BTreeMap<String, i64>,
+    /// Epochs whose process may be there, and libvirt's names, by VM uid.
+    pub(crate) epochs: BTreeMap<String, (i64, String)>,
     /// Try the hook with a probe.
     pub(crate) probe: bool,
     /// Look after the lock manager.
@@ -29,6 +29,8 @@ pub(crate) struct Seen {
     pub(crate) began: u64,
     pub(crate) live: Option<BTreeMap<String, LiveDomain>>,
     pub(crate) presence: BTreeMap<String, Presence>,
+    /// Why epochs that are gone ended, as far as the hypervisor still knows.
+    pub(crate) reasons: BTreeMap<String, StopReason>,
     pub(crate) hook: Option<bool>,
     pub(crate) lock: Option<bool>,
 }
@@ -43,7 +45,7 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
         }
         Err(error) => tracing::warn!(%error, "the hypervisor does not answer"),
     }
-    for (uid, epoch) in &look.epochs {
+    for (uid, (epoch, name)) in &look.epochs {
         let listed = seen.live.as_ref().and_then(|live| live.get(uid));
         if listed.is_some_and(|d| d.epoch == *epoch && d.state != LiveState::Dying) {
             seen.presence.insert(uid.clone(), Presence::Present);
@@ -52,6 +54,13 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
         let presence = async { Ok(hypervisor.presence(uid, *epoch).await) };
         let presence = timed("look for", uid, 3, presence).await.unwrap_or(Presence::Unknown);
         seen.presence.insert(uid.clone(), presence);
+        if presence == Presence::Gone && listed.is_none() {
+            // Its event may have come while no agent was there to hear it.
+            let reason = async { Ok(hypervisor.end_reason(uid, name, *epoch).await) };
+            if let Ok(Some(reason)) = timed("read end of", uid, 3, reason).await {
+                seen.reasons.insert(uid.clone(), reason);
+            }
+        }
     }
     if look.probe && seen.live.is_some() {
         seen.hook =

@@ -8,12 +8,13 @@ use std::time::Duration;
 use futures::stream::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
+use stockade_core::agent::decide::STORAGE_LOST;
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, status_of};
 use stockade_crds::v1alpha1::{
-    ApiLoss, Domain, DomainState, End, GoingDown, HostAgent, HostAgentSpec, HostAgentStatus,
-    InventoryItem, Want,
+    ApiLoss, Domain, DomainState, End, HostAgent, HostAgentSpec, HostAgentStatus, InventoryItem,
+    Want,
 };
 use stockade_host::ports::HypervisorEvent;
 use tokio::task::JoinSet;
@@ -31,6 +32,13 @@ const TICK: u64 = 1_000;
 const RETRY: u64 = 2_000;
 /// Between two looks at addresses, use and locks, in milliseconds.
 const INSPECT: u64 = 10_000;
+
+/// A host that goes down stops its VMs by itself once nobody has been reached for so long, in
+/// milliseconds.
+const ALONE: u64 = 15_000;
+/// How long kills and the last report may take once the limit of a shutdown is over, in
+/// milliseconds.
+const LAST_WORD: u64 = 20_000;
 
 /// How long the first report may wait for the first look at everything, in milliseconds.
 const FIRST_WORD: u64 = 10_000;
@@ -93,6 +101,10 @@ struct Loop {
     lock_at: Option<u64>,
     facts_at: u64,
     allowed_down: bool,
+    /// Since when the init system is held back.
+    going_down_since: Option<u64>,
+    /// Since when each storage was not ready.
+    unready_since: BTreeMap<String, u64>,
 }
 
 /// Runs the loop, for ever.
@@ -127,6 +139,8 @@ pub(crate) async fn run(context: Arc<Context>) {
         lock_at: None,
         facts_at: now,
         allowed_down: false,
+        going_down_since: None,
+        unready_since: BTreeMap::new(),
     };
     context.journal.load().await;
     let mut due = tokio::time::Instant::now();
@@ -280,7 +294,7 @@ impl Loop {
         let mut request = Look { began: now, ..Look::default() };
         for (uid, vm) in &journal.vms {
             if vm.launched && !vm.released {
-                request.epochs.insert(uid.clone(), vm.epoch);
+                request.epochs.insert(uid.clone(), (vm.epoch, vm.name.clone()));
             }
         }
         if !self.hook && self.probed_at.is_none_or(|at| now.saturating_sub(at) >= 2_000) {
@@ -317,7 +331,21 @@ impl Loop {
         }
         self.remember(&seen, now);
         self.live.clone_from(&seen.live);
-        let Some(spec) = self.context.joined_spec() else { return };
+        if self.context.ports.machine.going_down().is_some() {
+            self.going_down_since.get_or_insert(now);
+        } else {
+            self.going_down_since = None;
+            self.allowed_down = false;
+        }
+        let Some(spec) = self.context.joined_spec() else {
+            // Nobody has ever ordered anything here.
+            if self.going_down_since.is_some() && !self.allowed_down {
+                self.allowed_down = true;
+                self.context.ports.machine.allow_down();
+            }
+            return;
+        };
+        self.note_storages(now);
         let observed = self.observed(&spec, now);
         if observed.orders.is_some() {
             self.begin_actions(&observed, seen.began, now);
@@ -326,12 +354,34 @@ impl Loop {
         self.host_tasks(&spec);
         self.begin_inspection(&observed, now);
         self.begin_report(&observed, &spec, now);
-        self.go_down(&observed);
+        self.go_down(&observed, &spec, now);
+    }
+
+    fn note_storages(&mut self, now: u64) {
+        let storages = locked(&self.context.storages).clone();
+        self.unready_since.retain(|name, _| storages.get(name).is_some_and(|s| !s.ready));
+        for report in storages.values().filter(|s| !s.ready) {
+            self.unready_since.entry(report.name.clone()).or_insert(now);
+        }
+    }
+
+    /// For how long the init system was held back.
+    fn held_back(&self, now: u64) -> Option<u64> {
+        self.going_down_since.map(|since| now.saturating_sub(since))
+    }
+
+    /// Whether this boot's end was reported: then nothing starts in it any more, even if the
+    /// shutdown is called off.
+    fn said_down(&self) -> bool {
+        self.host_status.as_ref().is_some_and(|s| s.down && s.boot_id == self.context.boot_id)
     }
 
     fn remember(&mut self, seen: &Seen, now: u64) {
         for (uid, presence) in &seen.presence {
             self.memory.entry(uid.clone()).or_default().presence = *presence;
+        }
+        for (uid, reason) in &seen.reasons {
+            self.memory.entry(uid.clone()).or_default().stopped.get_or_insert(*reason);
         }
         for (uid, known) in self.orders.iter().flatten() {
             let memory = self.memory.entry(uid.clone()).or_default();
@@ -364,18 +414,34 @@ impl Loop {
         let armed = locked(&context.armed).is_some();
         let silent = now.saturating_sub(*locked(&context.renewed));
         let loss = u64::try_from(spec.api_loss_seconds).unwrap_or(0).saturating_mul(1_000);
-        let stop_all = spec.api_loss == ApiLoss::Stop && loss > 0 && silent >= loss;
+        let held_back = self.held_back(now);
+        let limit = u64::try_from(spec.shutdown_limit_seconds).unwrap_or(0).saturating_mul(1_000);
+        // Nobody orders what a clean end needs: the agent does it by itself.
+        let alone = held_back.is_some_and(|ms| ms >= ALONE) && silent >= ALONE;
+        let late = held_back.is_some_and(|ms| ms >= limit);
+        let lost = spec.api_loss == ApiLoss::Stop && loss > 0 && silent >= loss;
         let orders = self.orders.as_ref().map(|orders| {
             let mut orders: BTreeMap<String, Order> =
                 orders.iter().map(|(uid, known)| (uid.clone(), known.order.clone())).collect();
-            for order in orders.values_mut().filter(|_| stop_all) {
-                if order.spec.want == Want::Running {
+            for order in orders.values_mut().filter(|_| alone || late || lost) {
+                if late {
+                    order.spec.want = Want::Killed;
+                } else if order.spec.want == Want::Running {
                     order.spec.want = Want::Stopped;
-                    order.spec.grace_seconds = order.spec.grace_seconds.max(30);
                 }
             }
             orders
         });
+        let no_starts = if held_back.is_some() {
+            "this host is going down".to_owned()
+        } else if self.said_down() {
+            "this boot was reported over; reboot the host".to_owned()
+        } else {
+            String::new()
+        };
+        let long = |since: &u64| now.saturating_sub(*since) >= STORAGE_LOST;
+        let lost_storages =
+            self.unready_since.iter().filter(|(_, s)| long(s)).map(|(n, _)| n.clone()).collect();
         Observed {
             host_uid: context.host_uid.clone(),
             boot_id: context.boot_id.clone(),
@@ -391,7 +457,8 @@ impl Loop {
                 .dead_boots
                 .iter()
                 .any(|b| b.host_uid == context.host_uid && b.boot_id == context.boot_id),
-            no_starts: String::new(),
+            lost: lost_storages,
+            no_starts,
             guards: context.config.guards,
         }
     }
@@ -405,12 +472,13 @@ impl Loop {
             }
             let memory = self.memory.entry(uid.clone()).or_default();
             match &action {
-                HostAction::Kill { .. } => {
+                HostAction::Kill { .. } | HostAction::Abandon { .. } => {
                     if self.killed.get(&uid).is_some_and(|at| now.saturating_sub(*at) < RETRY) {
                         continue;
                     }
                     self.killed.insert(uid.clone(), now);
                     memory.kill_asked.get_or_insert(now);
+                    memory.storage_lost |= matches!(action, HostAction::Abandon { .. });
                 }
                 HostAction::Shutdown => memory.shutdown_asked = Some(now),
                 HostAction::Start => {
@@ -456,8 +524,10 @@ impl Loop {
             // Why a start failed is still true once it is released.
             if !matches!(
                 done.action,
-                Some(HostAction::Release { end: End::StartFailed | End::Refused, .. })
-                    | Some(HostAction::Void { end: End::StartFailed | End::Refused, .. })
+                Some(HostAction::Release {
+                    end: End::StartFailed | End::Refused | End::LockHeld,
+                    ..
+                }) | Some(HostAction::Void { end: End::StartFailed | End::Refused, .. })
             ) {
                 memory.trouble.clear();
             }
@@ -602,7 +672,8 @@ impl Loop {
             watchdog: facts.watchdog,
             hook_ready: self.hook,
             hypervisor_ready: o.live.is_some(),
-            going_down: self.going_down(o),
+            going_down: self.context.ports.machine.going_down(),
+            down: self.said_down() || (self.going_down_since.is_some() && nothing_runs(o)),
             lineage: last.lineage.clone(),
             problems,
         };
@@ -613,14 +684,10 @@ impl Loop {
         (status != last).then_some(status)
     }
 
-    fn going_down(&self, o: &Observed) -> Option<GoingDown> {
-        let going = self.context.ports.machine.going_down()?;
-        Some(if nothing_runs(o) { GoingDown::Down } else { going })
-    }
-
-    /// Lets the machine go down once nothing of ours runs and the API knows it.
-    fn go_down(&mut self, o: &Observed) {
-        let said = self.host_status.as_ref().is_some_and(|s| s.going_down == Some(GoingDown::Down));
+    /// Lets the machine go down once nothing of ours runs and the API knows it; at last without
+    /// that, when the policy's limit is over.
+    fn go_down(&mut self, o: &Observed, spec: &HostAgentSpec, now: u64) {
+        let Some(held_back) = self.held_back(now) else { return };
         let reported = self.orders.iter().flatten().all(|(_, known)| {
             known
                 .order
@@ -628,9 +695,10 @@ impl Loop {
                 .as_ref()
                 .is_none_or(|s| s.released || s.state == DomainState::Pending)
         });
-        if self.context.ports.machine.going_down().is_none() {
-            self.allowed_down = false;
-        } else if !self.allowed_down && said && reported && nothing_runs(o) {
+        let limit = u64::try_from(spec.shutdown_limit_seconds).unwrap_or(0).saturating_mul(1_000);
+        let over = held_back >= limit.saturating_add(LAST_WORD);
+        let clean = self.said_down() && reported && nothing_runs(o);
+        if !self.allowed_down && (clean || over) {
             self.allowed_down = true;
             self.context.ports.machine.allow_down();
         }
@@ -650,8 +718,11 @@ fn known(domain: Domain) -> (String, Known) {
 
 /// Whether a Domain's status speaks, or will speak, of this live domain.
 fn is_ordered(o: &Observed, live: &LiveDomain) -> bool {
-    o.order(&live.uuid)
-        .is_some_and(|order| order.spec.epoch == live.epoch && order.spec.boot_id == o.boot_id)
+    // What was settled here and runs again is nobody's order.
+    let over = o.journalled(&live.uuid).is_some_and(|j| j.epoch == live.epoch && j.released);
+    !over
+        && o.order(&live.uuid)
+            .is_some_and(|order| order.spec.epoch == live.epoch && order.spec.boot_id == o.boot_id)
 }
 
 fn item(live: &LiveDomain) -> InventoryItem {

@@ -38,18 +38,6 @@ pub(crate) struct Reported {
 pub(crate) async fn report(context: Arc<Context>, report: Report) -> Reported {
     let mut reported = Reported::default();
     let params = PatchParams::default();
-    if let Some(status) = report.host {
-        let patch = merge_patch(&json!(status), &HOST_OPTIONAL);
-        let api = context.agents();
-        let call = api.patch_status(AGENT_OBJECT, &params, &patch);
-        match request(call).await {
-            Ok(_) => reported.host = Some(status),
-            Err(error) => {
-                reported.failed = true;
-                tracing::warn!(error, "the host's status was not written");
-            }
-        }
-    }
     for chunk in report.domains.chunks(8) {
         let writes = chunk.iter().map(|(name, status)| {
             let patch = merge_patch(&json!(status), &DOMAIN_OPTIONAL);
@@ -71,6 +59,19 @@ pub(crate) async fn report(context: Arc<Context>, report: Report) -> Reported {
                     reported.failed = true;
                     tracing::warn!(error, domain = name, "a status was not written");
                 }
+            }
+        }
+    }
+    // The host's own word comes last: that this boot is over also covers its VMs.
+    if let Some(status) = report.host {
+        let patch = merge_patch(&json!(status), &HOST_OPTIONAL);
+        let api = context.agents();
+        let call = api.patch_status(AGENT_OBJECT, &params, &patch);
+        match request(call).await {
+            Ok(_) => reported.host = Some(status),
+            Err(error) => {
+                reported.failed = true;
+                tracing::warn!(error, "the host's status was not written");
             }
         }
     }

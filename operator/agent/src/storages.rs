@@ -65,8 +65,9 @@ pub(crate) async fn run(context: Arc<Context>) {
 async fn keep(context: Arc<Context>, storage: AgentStorage) {
     let mut round = 0_u32;
     let mut ready = false;
+    let mut doubt = false;
     loop {
-        if !ready || round.is_multiple_of(CHECK_EVERY) {
+        if !ready || std::mem::take(&mut doubt) || round.is_multiple_of(CHECK_EVERY) {
             let call = async { Ok(context.ports.storage.ensure(&storage).await) };
             let report = timed("check", &storage.name, 15, call).await.unwrap_or_else(|error| {
                 let message = error.to_string();
@@ -84,12 +85,16 @@ async fn keep(context: Arc<Context>, storage: AgentStorage) {
                 Ok(beats) => {
                     locked(&context.beats).insert(storage.name.clone(), beats);
                 }
-                Err(error) => tracing::warn!(%error, storage = storage.name, "beats unread"),
+                Err(error) => {
+                    doubt = true;
+                    tracing::warn!(%error, storage = storage.name, "beats unread");
+                }
             }
         }
         round = round.wrapping_add(1);
         let seconds = context.joined_spec().map_or(2, |s| s.heartbeat_seconds.max(1));
-        let wait = if ready { u64::try_from(seconds).unwrap_or(2) * 1_000 } else { 1_000 };
+        let wait =
+            if ready && !doubt { u64::try_from(seconds).unwrap_or(2) * 1_000 } else { 1_000 };
         context.ports.clock.sleep(wait).await;
     }
 }

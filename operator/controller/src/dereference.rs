@@ -79,6 +79,14 @@ fn note_since(cache: &mut Cache, now: u64) {
             facts.push((format!("settled/{}/{}", key.name, status.epoch), String::new()));
         }
     }
+    for (key, agent) in &cache.agents.objects {
+        let (Some(host), Some(status)) = (host_of_namespace(&key.namespace), &agent.status) else {
+            continue;
+        };
+        if status.going_down.is_some() {
+            facts.push((format!("going-down/{host}"), status.boot_id.clone()));
+        }
+    }
     for key in cache.fences.objects.keys() {
         facts.push((format!("fence-open/{}", key.name), String::new()));
     }

@@ -36,8 +36,9 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
                     || s.state == stockade_crds::v1alpha1::DomainState::StartFailed;
                 s.epoch == placed.epoch && (s.released || (!world.guards.drained && ended))
             });
+            let over = boot_is_over(world, &placed);
             let missing = domain.is_none() && !world.guards.missing_is_no_release;
-            if said || missing {
+            if said || over || missing {
                 placed.state = EpochState::Released;
             } else if proven(world, vm, &placed).is_some() {
                 placed.state = EpochState::ProvenDead;
@@ -45,6 +46,16 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
             placed
         })
         .collect()
+}
+
+/// Whether the host itself said that this boot is over: everything in it is released, and its
+/// agent starts nothing in it any more (safety §1: a clean release is a proof by itself).
+fn boot_is_over(world: &World, placed: &PlacedEpoch) -> bool {
+    world
+        .agents
+        .get(&placed.host)
+        .and_then(|a| a.status.as_ref())
+        .is_some_and(|s| s.down && s.host_uid == placed.host_uid && s.boot_id == placed.boot_id)
 }
 
 /// The certificate that settles an epoch: it stands, and at every storage of the VM the

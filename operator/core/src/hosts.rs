@@ -152,6 +152,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         self_fence: policy.self_fence,
         api_loss: policy.api_loss,
         api_loss_seconds: policy.api_loss_seconds,
+        shutdown_limit_seconds: policy.host_shutdown_limit_seconds,
         dead_boots,
         lineage: None,
     };

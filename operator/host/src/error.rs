@@ -38,6 +38,16 @@ pub enum HostError {
         /// What does not hold, with the remedy.
         message: String,
     },
+    /// A lock that guards it is held by another; nothing was done.
+    #[error("a lock of {target} is held by {holder}: {message}")]
+    Locked {
+        /// What is guarded.
+        target: String,
+        /// The holder, as far as it is known.
+        holder: String,
+        /// The answer.
+        message: String,
+    },
 }
 
 impl HostError {

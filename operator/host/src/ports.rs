@@ -128,6 +128,20 @@ pub trait Hypervisor: Send + Sync {
     /// Starts the order's epoch as a transient domain. The lock manager, if the order
     /// names one, takes the VM's locks within this call.
     fn start<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<Started>>;
+    /// Gives a suspended domain that runs under the epoch `from` (0: none) the order's epoch and
+    /// boot, with the locks that the order names.
+    ///
+    /// # Errors
+    /// [`HostError::Locked`](crate::HostError::Locked) or a refusal if the locks can't be had:
+    /// then the domain is as it was.
+    fn adopt<'a>(&'a self, order: &'a DomainSpec, from: i64) -> BoxFuture<'a, HostResult<()>>;
+    /// Why a domain that is gone ended, as far as the hypervisor has kept it.
+    fn end_reason<'a>(
+        &'a self,
+        vm_uid: &'a str,
+        name: &'a str,
+        epoch: i64,
+    ) -> BoxFuture<'a, Option<StopReason>>;
     /// Makes ready to take a domain in from a live move (target side).
     fn prepare_incoming<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<()>>;
     /// Moves a running domain to a peer; returns when it is over.

@@ -1,5 +1,6 @@
 //! Carries one action out. Every step has its time; what is lost is observed again.
 
+mod adopt;
 mod release;
 mod start;
 
@@ -80,7 +81,11 @@ async fn perform(
         HostAction::Shutdown => {
             timed("shutdown", uid, CALL_SECONDS, hypervisor.shutdown(uid)).await.map_err(text)
         }
-        HostAction::Kill { epoch } => {
+        HostAction::Adopt { from } => match order {
+            Some(order) => adopt::adopt(context, order, *from, done).await,
+            None => Ok(()),
+        },
+        HostAction::Kill { epoch } | HostAction::Abandon { epoch } => {
             timed("kill", uid, CALL_SECONDS, hypervisor.kill(uid, *epoch)).await.map_err(text)
         }
         HostAction::Suspend => {
@@ -119,7 +124,8 @@ async fn perform(
                 .await
         }
         HostAction::Release { epoch, end, history } => {
-            release::release(context, uid, *epoch, *end, *history).await
+            let settled = order.is_some_and(|o| o.spec.settled_through >= *epoch);
+            release::release(context, uid, *epoch, *end, *history, settled).await
         }
         HostAction::Void { epoch, end, message } => {
             release::void(context, uid, *epoch, *end, order).await?;

@@ -11,12 +11,14 @@ use crate::context::{Context, timed};
 const DRAIN_SECONDS: u64 = 20;
 
 /// Releases an epoch whose process is gone. `history`: its boot is over, which drained it.
+/// `settled`: the controller's order says that the epoch is settled.
 pub(super) async fn release(
     context: &Context,
     uid: &str,
     epoch: i64,
     end: End,
     history: bool,
+    settled: bool,
 ) -> Result<(), String> {
     let guards = context.config.guards;
     let storage = &context.ports.storage;
@@ -44,8 +46,9 @@ pub(super) async fn release(
             }
         }
     }
-    // It left by somebody else's hand: its right to write went with it.
-    if end == End::Migrated {
+    // It left by somebody else's hand: its right to write went with it, until the controller
+    // says that a later epoch has taken it over.
+    if end == End::Migrated && !settled {
         return Err("it was moved away by someone else's hand and may run elsewhere; stop that \
                     copy, then confirm"
             .into());

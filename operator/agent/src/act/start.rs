@@ -6,7 +6,8 @@ use stockade_core::agent::observed::{Order, writable_disks};
 use stockade_core::agent::records::{Verdict, judge};
 use stockade_core::agent::types::{Beat, JournalVm, OwnerRecord, Presence, RecordState};
 use stockade_crds::names::domain_name;
-use stockade_crds::v1alpha1::{DomainSpec, End, Want};
+use stockade_crds::v1alpha1::{DomainSpec, End, LockReport, Want};
+use stockade_host::HostError;
 use stockade_host::ports::Linked;
 
 use super::{CALL_SECONDS, Done, release};
@@ -18,13 +19,13 @@ const START_SECONDS: u64 = 60;
 const DISK_SECONDS: u64 = 600;
 
 /// Why a start did not come to be.
-enum Stop {
+pub(super) enum Stop {
     /// Nothing was launched; the attempt may go on later, its epoch stays open.
     Later(String),
     /// Nothing was launched, and this epoch never will be.
     Never(End, String),
     /// It was launched and failed: nothing came of it.
-    Failed(String),
+    Failed(End, String),
     /// It was launched, its result is not known.
     Unknown(String),
 }
@@ -55,9 +56,8 @@ pub(super) async fn start(context: &Context, order: &Order, done: &mut Done) -> 
             release::void(context, &uid, epoch, end, Some(order)).await?;
             Err(message)
         }
-        Err(Stop::Failed(message)) => {
-            let end = End::StartFailed;
-            match release::release(context, &uid, epoch, end, false).await {
+        Err(Stop::Failed(end, message)) => {
+            match release::release(context, &uid, epoch, end, false, false).await {
                 Ok(()) => Err(message),
                 Err(more) => Err(format!("{message}; not released: {more}")),
             }
@@ -149,7 +149,7 @@ async fn dead_beats(
 }
 
 /// Writes this epoch's owner record beside every writable disk, if what stands allows it.
-async fn take_records(
+pub(super) async fn take_records(
     context: &Context,
     spec: &DomainSpec,
     resumed: bool,
@@ -252,14 +252,27 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
     let result = timed("start", uid, START_SECONDS, hypervisor.start(spec)).await;
     let returned = !result.as_ref().is_err_and(stockade_host::HostError::is_unknown);
     let close = context.config.guards.close;
-    let failed = result.is_err() && returned;
+    let end = match &result {
+        Ok(_) => None,
+        Err(HostError::Unknown { .. }) => None,
+        Err(HostError::Locked { holder, .. }) => {
+            done.lock = spec.machine.lock.map(|manager| LockReport {
+                manager,
+                held: false,
+                holder: holder.clone(),
+            });
+            Some(End::LockHeld)
+        }
+        Err(HostError::Refused { .. }) => Some(End::Refused),
+        Err(HostError::Failed { .. }) => Some(End::StartFailed),
+    };
     // From here on the hook refuses whatever is late.
     let closed = context
         .journal
         .update(uid, |vm| {
             vm.open = vm.open && !close;
             vm.returned = returned;
-            vm.end = failed.then_some(End::StartFailed);
+            vm.end = end;
             Ok(())
         })
         .await;
@@ -277,7 +290,7 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
             if hypervisor.presence(uid, spec.epoch).await == Presence::Present {
                 return Err(Stop::Unknown(error.to_string()));
             }
-            Err(Stop::Failed(error.to_string()))
+            Err(Stop::Failed(end.unwrap_or(End::StartFailed), error.to_string()))
         }
         Err(error) => Err(Stop::Unknown(error.to_string())),
     }

@@ -17,6 +17,10 @@ pub const REASON_WAIT: u64 = 1_000;
 pub const UNDEAD: u64 = 5_000;
 /// A release of an earlier boot's epoch goes on unmarked after so many attempts.
 pub const HISTORY_ATTEMPTS: u32 = 5;
+/// A VM whose storage was seen to be lost for so long is killed (safety §6.5). With the time
+/// until the loss is seen, the kill and the drain it stays below the lease of an NFS server
+/// (90 s) and sanlock's deadline (80 s).
+pub const STORAGE_LOST: u64 = 50_000;
 
 /// One act on a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,16 @@ pub enum HostAction {
     Kill {
         /// Its epoch.
         epoch: i64,
+    },
+    /// Kill the process: its storage was lost for too long.
+    Abandon {
+        /// Its epoch.
+        epoch: i64,
+    },
+    /// A human says that the copy which runs here is the VM: take it in under the order's epoch.
+    Adopt {
+        /// The epoch that the copy has in its metadata; 0: none.
+        from: i64,
     },
     /// Suspend the vCPUs.
     Suspend,
@@ -158,6 +172,14 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
             .or_else(|| kill_unlisted(order, j, memory, now));
     }
     let current = journalled.filter(|j| j.epoch == order.epoch);
+    if let Live::Present(d) = live
+        && d.epoch > 0
+        && d.epoch <= order.epoch
+        && d.state != LiveState::Dying
+        && order.machine.disks.iter().any(|disk| o.lost.contains(&disk.storage))
+    {
+        return Some(HostAction::Abandon { epoch: d.epoch });
+    }
     match order.want {
         Want::Running => run(o, order, current, live, memory, now),
         Want::Stopped | Want::Killed => stopped(o, order, current, live, memory, now),
@@ -180,6 +202,9 @@ fn run(
         (Live::Present(d), _) if d.epoch == order.epoch => {
             Some(HostAction::Note { epoch: order.epoch })
         }
+        (Live::Present(d), j) if order.adopt && j.is_none_or(|j| j.end.is_none()) => {
+            Some(HostAction::Adopt { from: d.epoch })
+        }
         // Another epoch of it is here: the inventory says so, its word is the controller's.
         (Live::Present(_), _) => None,
         (_, Some(j)) if j.launched || (j.end.is_some() && o.guards.once) => {
@@ -190,6 +215,10 @@ fn run(
         }
         (Live::Unknown, _) => None,
         (Live::Absent, _) => {
+            if !o.no_starts.is_empty() {
+                let message = o.no_starts.clone();
+                return Some(HostAction::Void { epoch: order.epoch, end: End::Void, message });
+            }
             let Some(blocker) = o.start_blocker(order) else { return Some(HostAction::Start) };
             let waited = memory.first_seen.0 == order.epoch
                 && now.saturating_sub(memory.first_seen.1) >= START_WAIT;
@@ -334,6 +363,7 @@ fn how_it_ended(memory: &VmMemory, want: Option<Want>, history: bool) -> End {
         return End::HostRestarted;
     }
     match memory.stopped {
+        _ if memory.storage_lost => End::StorageLost,
         _ if memory.kill_asked.is_some() && want == Some(Want::Stopped) => End::Stopped,
         _ if memory.kill_asked.is_some() => End::Killed,
         Some(StopReason::Shutdown) if memory.shutdown_asked.is_some() => End::Stopped,

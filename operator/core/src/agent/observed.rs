@@ -59,6 +59,8 @@ pub struct VmMemory {
     pub shutdown_asked: Option<u64>,
     /// When its process was first killed.
     pub kill_asked: Option<u64>,
+    /// It was killed because its storage was lost.
+    pub storage_lost: bool,
     /// What the last action failed with; empty: it did not.
     pub trouble: String,
     /// Since when there is trouble.
@@ -90,6 +92,7 @@ impl Default for VmMemory {
             first_seen: (0, 0),
             shutdown_asked: None,
             kill_asked: None,
+            storage_lost: false,
             trouble: String::new(),
             trouble_since: 0,
             release_attempts: 0,
@@ -128,7 +131,9 @@ pub struct Observed {
     pub arming: bool,
     /// This host's running boot is certified dead: our VMs are suspended.
     pub suspended: bool,
-    /// Why no VM may start here at all; empty: none.
+    /// Storages lost for longer than a VM may wait for them ([`super::decide::STORAGE_LOST`]).
+    pub lost: std::collections::BTreeSet<String>,
+    /// Why no VM may start here at all in this boot; empty: none.
     pub no_starts: String,
     /// Guards in force.
     pub guards: Guards,

@@ -42,7 +42,7 @@ pub fn status_of(o: &Observed, vm_uid: &str, now: u64) -> Option<DomainStatus> {
     }
     match journalled.filter(|j| j.epoch == spec.epoch) {
         Some(j) if j.released => Some(released(status, order, j, memory)?),
-        Some(j) if j.end.is_some() => unreleased(status, memory, now),
+        Some(j) if j.end.is_some() => unreleased(status, j.end, memory, now),
         Some(j) if j.launched => launched(o, status, order, j, live, memory, now),
         _ => waiting(o, status, order, live, memory, now),
     }
@@ -86,7 +86,7 @@ fn released(
     if !order.spec.delete_disks.is_empty() && memory.deleted_order != order.spec.order_id {
         return None;
     }
-    let failed = matches!(j.end, Some(End::StartFailed | End::Refused));
+    let failed = matches!(j.end, Some(End::StartFailed | End::Refused | End::LockHeld));
     status.state = if failed { DomainState::StartFailed } else { DomainState::Ended };
     if status.end != j.end || !failed || !memory.trouble.is_empty() {
         status.message.clone_from(&memory.trouble);
@@ -94,6 +94,10 @@ fn released(
     status.end = j.end;
     status.released = true;
     nothing_runs(&mut status);
+    if j.end == Some(End::LockHeld) {
+        // Who holds it is what people, and fencing, need to know.
+        status.lock.clone_from(&memory.lock);
+    }
     Some(status)
 }
 
@@ -104,11 +108,17 @@ fn nothing_runs(status: &mut DomainStatus) {
 }
 
 /// It ended and is not released: said only if that lasts.
-fn unreleased(mut status: DomainStatus, memory: &VmMemory, now: u64) -> Option<DomainStatus> {
+fn unreleased(
+    mut status: DomainStatus,
+    end: Option<End>,
+    memory: &VmMemory,
+    now: u64,
+) -> Option<DomainStatus> {
     if memory.trouble.is_empty() || now.saturating_sub(memory.trouble_since) < SLOW {
         return None;
     }
     status.state = DomainState::StopFailed;
+    status.end = end;
     status.released = false;
     status.message.clone_from(&memory.trouble);
     nothing_runs(&mut status);

@@ -88,7 +88,10 @@ fn has_stuck_vm(world: &World, facts: &HostFacts) -> bool {
         host == &facts.name
             && d.spec.boot_id == facts.boot
             && d.status.as_ref().is_some_and(|s| {
-                s.state == stockade_crds::v1alpha1::DomainState::StopFailed && !s.released
+                // One that left by somebody's hand does not hang here.
+                s.state == stockade_crds::v1alpha1::DomainState::StopFailed
+                    && !s.released
+                    && s.end != Some(stockade_crds::v1alpha1::End::Migrated)
             })
             && world.age_of(&format!("domain/{host}/{uid}")) >= grace
     })

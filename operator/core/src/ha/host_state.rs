@@ -11,7 +11,7 @@
 //! ```
 //! The state is computed from evidence each time; nothing remembers it.
 
-use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, ProofKind};
+use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, Management, ProofKind};
 
 use super::evidence::Life;
 use crate::world::{Millis, World};
@@ -89,18 +89,20 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
                 .map(|s| world.now.saturating_sub(s));
             let this_boot = report.filter(|r| r.boot_id == facts.boot);
             facts.going_down = this_boot.and_then(|r| r.going_down);
-            facts.went_down_cleanly = facts.going_down == Some(GoingDown::Down);
+            facts.went_down_cleanly = this_boot.is_some_and(|r| r.down);
             facts.proof = world
                 .standing_proof(&facts.uid, &facts.boot)
                 .and_then(|f| f.status.as_ref().and_then(|s| s.proof));
             facts.needed = world.vms.values().any(|vm| {
-                vm.status.as_ref().is_some_and(|s| {
-                    s.placements.iter().any(|p| {
-                        !p.state.is_settled()
-                            && p.host_uid == facts.uid
-                            && (p.boot_id == facts.boot || !world.guards.boot)
+                // Nothing is recovered of a VM that is only watched.
+                vm.spec.management == Management::Managed
+                    && vm.status.as_ref().is_some_and(|s| {
+                        s.placements.iter().any(|p| {
+                            !p.state.is_settled()
+                                && p.host_uid == facts.uid
+                                && (p.boot_id == facts.boot || !world.guards.boot)
+                        })
                     })
-                })
             });
             facts.state = state(&facts, host.spec.mode, joined, suspect, act);
             facts.refuses = refusal(world, &facts, host.spec.mode, this_boot);
@@ -167,7 +169,7 @@ fn state(
     if !joined {
         return HostState::Joining;
     }
-    if facts.went_down_cleanly {
+    if facts.went_down_cleanly && !facts.alive {
         return HostState::Stopped;
     }
     if facts.alive && facts.proof.is_none() {

@@ -32,14 +32,26 @@ pub fn plan(world: &World) -> Plan {
             Some((key.clone(), host.clone()?))
         })
         .collect();
-    let cluster = vm::cluster(world, &facts, &pinned);
+    let mut pinned = pinned;
+    let mut cluster = vm::cluster(world, &facts, &pinned);
     let wanted: Vec<VmKey> = decisions
         .iter()
         .filter(|(_, d)| d.start.is_some())
         .map(|(key, _)| VmKey::new(&key.namespace, &key.name))
         .collect();
-    let places =
+    let mut places =
         if wanted.is_empty() { BTreeMap::new() } else { place(&cluster, &wanted, Mode::Start) };
+    // Where the first choice can't be had, any host will do.
+    let before = pinned.len();
+    pinned.retain(|key, _| {
+        let bends = decisions.get(key).is_some_and(|d| d.pin_bends);
+        let got = places.get(&VmKey::new(&key.namespace, &key.name)).is_some_and(Result::is_ok);
+        got || !bends
+    });
+    if pinned.len() < before {
+        cluster = vm::cluster(world, &facts, &pinned);
+        places = place(&cluster, &wanted, Mode::Start);
+    }
     for (key, answer) in places {
         let key = Key::new(key.namespace, key.name);
         let (Some(vm), Some(decision)) = (world.vms.get(&key), decisions.get_mut(&key)) else {
@@ -48,7 +60,10 @@ pub fn plan(world: &World) -> Plan {
         let Some((machine, _)) = decision.start.clone() else { continue };
         match answer {
             Err(why) => {
-                let refused = vm::unplaceable(decision.clone(), vm, &why.to_string());
+                let refused = {
+                    let not_ready = vm::not_ready(world, &facts, vm);
+                    vm::unplaceable(decision.clone(), vm, &why.to_string(), not_ready)
+                };
                 *decision = refused;
                 out.wake(world.now + 5_000);
             }

@@ -1,7 +1,8 @@
 //! How epochs ended, and what follows for limits and back-off.
 
 use stockade_crds::v1alpha1::{
-    End, EpochState, Failures, PlacedEpoch, RunPolicy, VirtualMachine, VirtualMachineStatus,
+    End, EpochState, Failures, PlacedEpoch, Recovery, RunPolicy, VirtualMachine,
+    VirtualMachineStatus, WaitsFor,
 };
 
 use super::lifecycle::domain;
@@ -10,10 +11,13 @@ use crate::plan::Intent;
 use crate::world::{Key, Millis, World};
 
 /// First pause after a failed start or a crash; doubled each time.
-pub(super) const BACKOFF_MILLIS: Millis = 2_000;
-
+const BACKOFF_MILLIS: Millis = 2_000;
 /// Longest pause.
-pub(super) const BACKOFF_MAX_MILLIS: Millis = 300_000;
+const BACKOFF_MAX_MILLIS: Millis = 300_000;
+/// Longest pause after a refusal: what refuses is outside and may end at any time.
+const REFUSAL_MAX_MILLIS: Millis = 16_000;
+/// A VM that has run for so long is well: its crashes are forgotten.
+pub(super) const WELL_AFTER: Millis = 60_000;
 
 /// Books what newly settled epochs say about how they ended.
 pub(super) fn note_ends(
@@ -42,7 +46,7 @@ pub(super) fn note_ends(
             _ => report.and_then(|r| r.end).unwrap_or(End::Void),
         };
         let message = report.map(|r| r.message.clone()).unwrap_or_default();
-        let failures = status.failures.get_or_insert_with(Failures::default);
+        let mut failures = status.failures.take().unwrap_or_default();
         match end {
             End::GuestShutdown => {
                 status.completed = vm.spec.run_policy == RunPolicy::RerunOnFailure;
@@ -50,39 +54,76 @@ pub(super) fn note_ends(
             }
             End::Crashed | End::StorageLost => {
                 failures.exits += 1;
-                failures.message.clone_from(&message);
                 status.manual_run = false;
-                intents.push(event(
-                    &key,
-                    "VmCrashed",
-                    true,
-                    format!("its process on {} ended without an order", placed.host),
-                ));
+                let (reason, what) = if end == End::Crashed {
+                    ("VmCrashed", "its process ended without an order")
+                } else {
+                    ("VmStorageLost", "its storage was lost, and it was killed")
+                };
+                failures.message = if message.is_empty() { what.to_owned() } else { message };
+                let text = format!("on {}: {}", placed.host, failures.message);
+                intents.push(event(&key, reason, true, text));
             }
-            End::HostRestarted => status.manual_run = false,
-            End::StartFailed | End::Refused => {
-                failures.restarts += 1;
-                failures.message.clone_from(&message);
-                let spec = vm.spec.availability;
-                if failures.restarts > spec.max_restarts {
-                    failures.restarts = 0;
-                    failures.tried_hosts.push(placed.host.clone());
-                    let tried = i32::try_from(failures.tried_hosts.len()).unwrap_or(i32::MAX);
-                    if tried > spec.max_relocations {
-                        failures.error_generation = vm.metadata.generation;
-                    }
+            End::HostRestarted => {
+                status.manual_run = false;
+                if vm.spec.availability.recovery == Recovery::None {
+                    status.waits_for = Some(WaitsFor { host: placed.host.clone(), held: false });
                 }
-                intents.push(event(
-                    &key,
-                    "VmStartFailed",
-                    true,
-                    format!("start on {} failed: {message}", placed.host),
-                ));
+            }
+            End::StartFailed => {
+                failed_start(vm, &placed, &mut failures, &message);
+                let text = format!("start on {} failed: {message}", placed.host);
+                intents.push(event(&key, "VmStartFailed", true, text));
+            }
+            End::Refused | End::LockHeld => {
+                failures.refusals += 1;
+                failures.message = message;
+                if failures.refusals == 1 {
+                    let text = format!("start on {} refused: {}", placed.host, failures.message);
+                    intents.push(event(&key, "VmStartRefused", true, text));
+                }
             }
             End::Stopped | End::Killed | End::Void | End::Migrated => {}
         }
-        if status.failures == Some(Failures::default()) {
-            status.failures = None;
+        status.failures = (failures != Failures::default()).then_some(failures);
+    }
+}
+
+/// Counts a failed start: first the same host again, then others, then no more.
+fn failed_start(vm: &VirtualMachine, placed: &PlacedEpoch, failures: &mut Failures, message: &str) {
+    let spec = vm.spec.availability;
+    failures.restarts += 1;
+    message.clone_into(&mut failures.message);
+    if failures.restarts > spec.max_restarts {
+        failures.restarts = 0;
+        failures.tried_hosts.push(placed.host.clone());
+        let tried = i32::try_from(failures.tried_hosts.len()).unwrap_or(i32::MAX);
+        if tried > spec.max_relocations {
+            failures.error_generation = vm.metadata.generation;
         }
     }
+}
+
+/// When the next start is due; `None`: now.
+pub(super) fn next_try(
+    world: &World,
+    vm: &VirtualMachine,
+    status: &VirtualMachineStatus,
+) -> Option<(Millis, Millis)> {
+    let failures = status.failures.as_ref()?;
+    // After its host's death a VM has waited for long enough.
+    let last = status.placements.last().filter(|p| p.state == EpochState::Released)?;
+    let starts =
+        failures.restarts + i32::try_from(failures.tried_hosts.len()).unwrap_or(i32::MAX - 1_000);
+    let tries = starts + failures.refusals + (failures.exits - 1).max(0);
+    if tries == 0 {
+        return None;
+    }
+    let shift = u32::try_from(tries - 1).unwrap_or(0).min(10);
+    let most = if failures.refusals > 0 { REFUSAL_MAX_MILLIS } else { BACKOFF_MAX_MILLIS };
+    let pause = (BACKOFF_MILLIS << shift).min(most);
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let settled = world.seen_since.get(&format!("settled/{uid}/{}", last.epoch))?;
+    let due = settled + pause;
+    (world.now < due).then_some((due, pause))
 }

@@ -1,16 +1,22 @@
 //! Virtual machines: from spec and epochs to orders and status.
 
+mod adopt;
 mod ends;
+mod found;
 mod lifecycle;
 mod machine;
+mod open;
 mod order;
 mod removal;
 mod request;
 mod rows;
+mod shutdown;
 mod word;
 
+pub(crate) use lifecycle::not_ready;
 pub use lifecycle::{Decision, decide};
 pub use machine::{Problem, claims, disk_path, resolve};
 pub use order::{basis, domain_order, place_order};
 pub use rows::cluster;
+pub use shutdown::{Fate, fate};
 pub(crate) use word::unplaceable;

@@ -1,12 +1,13 @@
 //! Tombstones, and VMs that are deleted.
 
-use stockade_crds::v1alpha1::{PlacedEpoch, Reclaim, VirtualMachine, VmState};
+use stockade_crds::names::host_of_namespace;
+use stockade_crds::v1alpha1::{Domain, End, PlacedEpoch, Reclaim, VirtualMachine, VmState, Want};
 
 use super::lifecycle::Decision;
 use super::machine::disk_path;
 use super::order::basis;
 use super::word::{Word, event};
-use crate::plan::Intent;
+use crate::plan::{DomainWrite, Intent};
 use crate::world::{Key, World};
 
 /// Tombstones of other hosts go once the present epoch has run.
@@ -18,15 +19,35 @@ pub(super) fn clean_up(
 ) {
     let uid = vm.metadata.uid.clone().unwrap_or_default();
     for ((host, name), d) in &world.domains {
-        let over = d.spec.epoch < placed.epoch && d.status.as_ref().is_some_and(|s| s.released);
-        if *name == uid && *host != placed.host && over {
+        if *name != uid || *host == placed.host || d.spec.epoch > placed.epoch {
+            continue;
+        }
+        if d.status.as_ref().is_some_and(|s| s.released) {
             decision.intents.push(Intent::DeleteDomain {
                 host: host.clone(),
                 vm_uid: uid.clone(),
                 basis: basis(&d.metadata),
             });
+        } else if let Some(write) = hand_over(d, placed) {
+            // It left by a move that a human's word has ended since.
+            decision.intents.push(Intent::WriteDomain(write));
         }
     }
+}
+
+/// The order that lets the former host of a copy that was taken in elsewhere settle its epoch.
+fn hand_over(d: &Domain, placed: &PlacedEpoch) -> Option<DomainWrite> {
+    let left = d.status.as_ref().is_some_and(|s| s.end == Some(End::Migrated));
+    if !left || d.spec.epoch >= placed.epoch || d.spec.settled_through >= d.spec.epoch {
+        return None;
+    }
+    let mut spec = d.spec.clone();
+    spec.want = Want::Stopped;
+    spec.settled_through = spec.epoch;
+    spec.order_id += 1;
+    let host = host_of_namespace(d.metadata.namespace.as_deref()?)?.to_owned();
+    let vm_uid = spec.vm.uid.clone();
+    Some(DomainWrite { host, vm_uid, spec, replaces: Some(basis(&d.metadata)) })
 }
 
 pub(super) fn disks_to_delete(world: &World, vm: &VirtualMachine) -> Vec<String> {
@@ -70,4 +91,17 @@ pub(super) fn delete(world: &World, vm: &VirtualMachine, decision: &mut Decision
         decision.intents.push(Intent::RemoveFinalizer { vm: key, basis: basis(&vm.metadata) });
     }
     Word::new(VmState::Stopped, false, "Deleting", "its last epoch is settled")
+}
+
+/// Removes every order of a VM that was only watched, without ending what they started.
+pub(super) fn forget(world: &World, vm: &VirtualMachine) -> Vec<Intent> {
+    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    let orders = world.domains.iter().filter(|((_, name), _)| *name == uid);
+    orders
+        .map(|((host, _), d)| Intent::DeleteDomain {
+            host: host.clone(),
+            vm_uid: uid.clone(),
+            basis: basis(&d.metadata),
+        })
+        .collect()
 }

@@ -1,12 +1,14 @@
 //! What a VM's owner asks for: its run policy, and requests by annotation.
 
-use stockade_crds::names::REQUEST_ANNOTATION;
+use stockade_crds::names::{ADOPT, REQUEST_ANNOTATION};
 use stockade_crds::v1alpha1::{RunPolicy, VirtualMachine, VirtualMachineStatus};
 
 /// A request by annotation that was not handled yet.
 pub(super) struct Request {
     pub(super) verb: String,
     pub(super) text: String,
+    /// The host of the copy that is to be taken in.
+    pub(super) adopt: Option<String>,
 }
 
 impl Request {
@@ -15,8 +17,10 @@ impl Request {
         if status.last_handled_request.as_ref() == Some(&text) {
             return None;
         }
-        let verb = text.split('/').next().unwrap_or_default().to_owned();
-        Some(Self { verb, text })
+        let mut parts = text.split('/');
+        let verb = parts.next().unwrap_or_default().to_owned();
+        let adopt = (verb == ADOPT).then(|| parts.next().map(str::to_owned)).flatten();
+        Some(Self { verb, text, adopt })
     }
 }
 
@@ -31,6 +35,7 @@ pub(super) fn obey_request(request: &Option<Request>, status: &mut VirtualMachin
         }
         "stop" => {
             status.manual_run = false;
+            status.failures = None;
             status.last_handled_request = Some(request.text.clone());
         }
         // Restart and reset are handled once they have taken effect.

@@ -71,10 +71,17 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
         accepts: facts.refuses.clone().map_or(Acceptance::Yes, Acceptance::No),
         ..HostRow::default()
     };
+    let lock = world.agents.get(&facts.name).and_then(|a| a.spec.lock.as_ref());
     if let Some(report) = report {
         row.hypervisors = report.hypervisors.iter().copied().collect();
         for storage in &report.storages {
-            if storage.ready {
+            let unlocked = lock.is_some_and(|l| {
+                l.storage == storage.name && !l.maintenance && report.lock != Some(l.kind)
+            });
+            if unlocked {
+                let why = format!("the lock manager of {} does not work", storage.name);
+                row.unready.insert(storage.name.clone(), why);
+            } else if storage.ready {
                 row.storages.insert(storage.name.clone());
             } else {
                 row.unready.insert(storage.name.clone(), storage.message.clone());

@@ -1,6 +1,8 @@
 //! The word for a VM: its state, its conditions, and what people are told.
 
-use stockade_crds::conditions::{Decided, PENDING_RESTART, READY, RECONCILING, RUNNING, STALLED};
+use stockade_crds::conditions::{
+    DOUBLE_RUN, Decided, PENDING_RESTART, READY, RECONCILING, RUNNING, STALLED,
+};
 use stockade_crds::v1alpha1::{VirtualMachine, VirtualMachineStatus, VmState};
 
 use super::lifecycle::{Decision, domain};
@@ -15,6 +17,8 @@ pub(super) struct Word {
     pub(super) message: String,
     pub(super) running: bool,
     pub(super) stalled: bool,
+    /// More than one copy runs.
+    pub(super) double: bool,
 }
 
 impl Word {
@@ -25,7 +29,15 @@ impl Word {
         message: impl Into<String>,
     ) -> Self {
         let message = message.into();
-        Self { state, ready: ready.into(), reason, message, running: false, stalled: false }
+        Self {
+            state,
+            ready: ready.into(),
+            reason,
+            message,
+            running: false,
+            stalled: false,
+            double: false,
+        }
     }
 
     pub(super) fn running(mut self) -> Self {
@@ -51,6 +63,7 @@ pub(super) fn tell(key: &Key, word: &Word, old: &VirtualMachineStatus, intents: 
         VmState::Stopped => ("VmStopped", false),
         VmState::Recovering => ("VmHostLost", true),
         VmState::Unplaceable => ("VmUnplaceable", true),
+        VmState::Blocked if word.double => ("VmDoubleRun", true),
         VmState::Blocked => ("VmBlocked", true),
         VmState::Error => ("VmLimitsUsedUp", true),
         VmState::Starting
@@ -91,25 +104,41 @@ pub(super) fn conditions(
             "ChangedWhileRunning",
             format!("takes effect at the next start: {}", pending.join(", ")),
         ),
+        Decided::new(
+            DOUBLE_RUN,
+            word.double,
+            if word.double { "SecondCopy" } else { "OneCopy" },
+            if word.double { word.message.clone() } else { String::new() },
+        ),
     ]
 }
 
-/// The word for a VM that no host takes.
+/// The word for a VM that no host takes; `not_ready`: because what it needs is not there.
 #[must_use]
-pub(crate) fn unplaceable(mut decision: Decision, vm: &VirtualMachine, why: &str) -> Decision {
+pub(crate) fn unplaceable(
+    mut decision: Decision,
+    vm: &VirtualMachine,
+    why: &str,
+    not_ready: Option<String>,
+) -> Decision {
     let key = Key::of(&vm.metadata);
-    let word = Word::new(VmState::Unplaceable, false, "NoHostFits", why);
+    let word = match not_ready {
+        Some(why) => Word::new(VmState::Blocked, false, "NotReady", why),
+        None => Word::new(VmState::Unplaceable, false, "NoHostFits", why),
+    };
     let old = vm.status.clone().unwrap_or_default();
-    if old.printable_status != VmState::Unplaceable {
+    if old.printable_status != word.state {
         tell(&key, &word, &old, &mut decision.intents);
     }
-    decision.report.status.printable_status = VmState::Unplaceable;
+    decision.report.status.printable_status = word.state;
     decision.report.status.host = None;
     decision.report.conditions = vec![
-        Decided::new(READY, false, word.reason, why),
-        Decided::new(RUNNING, false, "NotRunning", why),
+        Decided::new(READY, false, word.reason, word.message.clone()),
+        Decided::new(RUNNING, false, "NotRunning", word.message.clone()),
         Decided::new(RECONCILING, false, word.reason, ""),
         Decided::new(STALLED, false, word.reason, ""),
+        Decided::new(PENDING_RESTART, false, "ChangedWhileRunning", ""),
+        Decided::new(DOUBLE_RUN, false, "OneCopy", ""),
     ];
     decision
 }

@@ -124,6 +124,10 @@ fn host_error(op: &'static str, target: &str, error: &Error, alive: bool) -> Hos
     if error.code().is(ErrorNumber::HookScriptFailed) {
         return HostError::refused(op, target, message);
     }
+    if error.code().is(ErrorNumber::ResourceBusy) {
+        let holder = "another host or process".to_owned();
+        return HostError::Locked { target: target.to_owned(), holder, message };
+    }
     HostError::failed(op, target, message)
 }
 

@@ -4,6 +4,7 @@
 //! recorded when it started. The agent that links this must set no global allocator: `virt`
 //! frees C memory by Rust's.
 
+mod adopt;
 mod connect;
 mod domain;
 mod events;
@@ -30,7 +31,7 @@ use virt::sys;
 use crate::error::{HostError, HostResult};
 use crate::ports::{
     Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
-    Started,
+    Started, StopReason,
 };
 use crate::process::ProcessId;
 use crate::{cmd, files, hook, seed};
@@ -57,6 +58,8 @@ pub struct LibvirtOptions {
     pub boot_id: String,
     /// Where libvirt keeps the QEMUs' process ids: `/run/libvirt/qemu`.
     pub run: PathBuf,
+    /// Where libvirt keeps its log of each domain: `/var/log/libvirt/qemu`.
+    pub logs: PathBuf,
     /// Where the daemon keeps its own process id, first one that exists.
     pub daemon_pid_files: Vec<PathBuf>,
     /// libvirt's configuration folder: `/etc/libvirt`.
@@ -81,6 +84,7 @@ impl LibvirtOptions {
             state: state.to_owned(),
             boot_id: boot_id.to_owned(),
             run: "/run/libvirt/qemu".into(),
+            logs: "/var/log/libvirt/qemu".into(),
             daemon_pid_files: vec!["/run/libvirtd.pid".into(), "/run/virtqemud.pid".into()],
             config: "/etc/libvirt".into(),
             emulated: !Path::new("/dev/kvm").exists(),
@@ -362,6 +366,24 @@ impl Hypervisor for Libvirt {
 
     fn start<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<Started>> {
         self.start_order(order).boxed()
+    }
+
+    fn adopt<'a>(&'a self, order: &'a DomainSpec, from: i64) -> BoxFuture<'a, HostResult<()>> {
+        adopt::adopt(self, order, from).boxed()
+    }
+
+    fn end_reason<'a>(
+        &'a self,
+        _vm_uid: &'a str,
+        name: &'a str,
+        _epoch: i64,
+    ) -> BoxFuture<'a, Option<StopReason>> {
+        let (logs, name) = (self.options.logs.clone(), name.to_owned());
+        async move {
+            let read = move || Ok(adopt::end_reason(&logs, &name));
+            files::blocking("end reason", "log", read).await.ok().flatten()
+        }
+        .boxed()
     }
 
     fn prepare_incoming<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<()>> {

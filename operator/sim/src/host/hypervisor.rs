@@ -6,7 +6,7 @@ use stockade_crds::v1alpha1::{AgentLock, DomainSpec, LockReport};
 use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::{
     Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
-    Started,
+    Started, StopReason,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -139,6 +139,34 @@ impl Hypervisor for SimHypervisor {
                 qemu::start(&seat.sim, &seat.host, &order).await
             })
             .await
+        }
+        .boxed()
+    }
+
+    fn adopt<'a>(&'a self, order: &'a DomainSpec, from: i64) -> BoxFuture<'a, HostResult<()>> {
+        let order = order.clone();
+        async move {
+            let name = order.vm.name.clone();
+            self.job("adopt", &name, move |seat| async move {
+                seat.sim.latency(&format!("adopt/{}", seat.host), 20, 100).await;
+                seat.sim.lock().adopt(&seat.host, &order, from)
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    fn end_reason<'a>(
+        &'a self,
+        vm_uid: &'a str,
+        _name: &'a str,
+        epoch: i64,
+    ) -> BoxFuture<'a, Option<StopReason>> {
+        async move {
+            self.0.enter(1, 3).await;
+            let w = self.0.sim.lock();
+            let (of, reason) = w.machines.get(&self.0.host)?.ended.get(vm_uid)?;
+            (*of == epoch).then_some(*reason)
         }
         .boxed()
     }

@@ -2,6 +2,8 @@
 //! the simulated hosts.
 
 mod cluster;
+#[cfg(test)]
+mod ha_tests;
 mod process;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use stockade_crds::v1alpha1::{AgentLock, GoingDown, LockKind, SelfFence, StorageKind};
-use stockade_host::ports::{Beat, HypervisorEvent, JournalState, OwnerRecord};
+use stockade_host::ports::{Beat, HypervisorEvent, JournalState, OwnerRecord, StopReason};
 use tokio::sync::{Notify, mpsc};
 
 use super::event::Doer;
@@ -232,6 +232,8 @@ pub struct Machine {
     pub lock_manager: Option<AgentLock>,
     /// Processes of VMs by uid.
     pub qemus: BTreeMap<String, Qemu>,
+    /// How the last process of each VM ended, as libvirt's log has it: epoch and reason.
+    pub ended: BTreeMap<String, (i64, StopReason)>,
     /// Mounted storages.
     pub mounts: BTreeSet<String>,
     /// Storages to beat on.

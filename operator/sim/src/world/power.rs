@@ -76,6 +76,7 @@ impl World {
             lock_daemon: true,
             lock_manager: None,
             qemus: BTreeMap::new(),
+            ended: BTreeMap::new(),
             mounts: BTreeSet::new(),
             beating: Vec::new(),
             beat_ms: 2_000,
@@ -109,6 +110,7 @@ impl World {
         m.libvirt_life += 1;
         m.news = None;
         m.qemus.clear();
+        m.ended.clear();
         m.queued.clear();
         m.mounts.clear();
         m.beating.clear();
@@ -411,7 +413,7 @@ async fn go_down(sim: &Arc<Sim>, host: &str, boot_no: u64, how: GoingDown) {
     world.release_client(host);
     match how {
         GoingDown::Reboot => world.reset(host),
-        GoingDown::Shutdown | GoingDown::Down => {
+        GoingDown::Shutdown => {
             world.stop_kernel(host);
             if let Some(m) = world.machines.get_mut(host) {
                 m.switch = false;

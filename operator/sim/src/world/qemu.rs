@@ -61,6 +61,10 @@ impl World {
         if let Some(seen) = seen {
             self.emit(seen.vm(&q.vm).host(host));
         }
+        // A daemon that hangs writes its log once it goes on.
+        if let Some(m) = self.machines.get_mut(host) {
+            m.ended.insert(uid.to_owned(), (q.epoch, reason));
+        }
         self.tell(host, uid, Some(reason));
     }
 
@@ -196,6 +200,28 @@ impl World {
         None
     }
 
+    /// A failed start as libvirt reports it: a lock that is held has an error of its own.
+    fn start_error(&self, host: &str, order: &DomainSpec, why: String) -> HostError {
+        let vm = &order.vm.name;
+        let paths = || order.machine.disks.iter().filter(|d| !d.read_only);
+        if order.machine.lock.is_some() {
+            if !self.machines.get(host).is_some_and(|m| m.lock_daemon) {
+                return HostError::refused("start", vm, why);
+            }
+            let held = paths().find_map(|d| {
+                let locks = self.stores.get(&d.storage)?.locks.get(&d.path)?;
+                locks.first().map(|l| l.client.clone())
+            });
+            if let Some(holder) = held {
+                return HostError::Locked { target: vm.clone(), holder, message: why };
+            }
+        }
+        if paths().any(|d| !self.reach(host, &d.storage).answers()) {
+            return HostError::refused("start", vm, why);
+        }
+        HostError::failed("start", vm, why)
+    }
+
     /// Makes the process of an order; its vCPUs do not run yet.
     pub(super) fn make_qemu(
         &mut self,
@@ -260,6 +286,35 @@ impl World {
                 .collect();
         }
         self.execute(host, uid);
+    }
+
+    /// A suspended process that somebody else started gets an order's epoch, and its locks.
+    pub(crate) fn adopt(&mut self, host: &str, order: &DomainSpec, from: i64) -> HostResult<()> {
+        let vm = &order.vm.name;
+        let uid = &order.vm.uid;
+        let found = self.machines.get(host).and_then(|m| m.qemus.get(uid));
+        let Some(q) = found.filter(|q| q.epoch == from || q.epoch == order.epoch) else {
+            return Err(HostError::failed("adopt", vm, "it is not there"));
+        };
+        if q.state != QemuState::Paused {
+            return Err(HostError::failed("adopt", vm, "its vCPUs are not suspended"));
+        }
+        let (pid, disks, has) = (q.pid, q.disks.clone(), q.lock);
+        if let Some(kind) = order.machine.lock
+            && has.is_none()
+        {
+            let holder = self.lock_holder(uid).unwrap_or_default();
+            self.take_locks(host, pid, uid, vm, kind, &disks, Doer::Agent)
+                .map_err(|message| HostError::Locked { target: vm.clone(), holder, message })?;
+        }
+        if let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
+            q.epoch = order.epoch;
+            q.lock = order.machine.lock;
+            q.by = Doer::Agent;
+            q.unlocked = false;
+        }
+        self.touch();
+        Ok(())
     }
 
     /// Someone starts a VM behind Stockade's back, past the hook; `unlocked`: past the lock too.
@@ -349,7 +404,7 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
         }
         made
     };
-    let pid = made.map_err(|why| HostError::failed("start", vm, why))?;
+    let pid = made.map_err(|why| sim.lock().start_error(host, order, why))?;
     sim.latency(&format!("start/{host}"), 200, 500).await;
     {
         let mut w = sim.lock();
