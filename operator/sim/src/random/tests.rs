@@ -1,24 +1,38 @@
 use super::*;
+use crate::scenario::print;
 
 #[test]
-fn random_faults_break_no_promise() {
-    let mut shots = 0;
-    for seed in 1..=12 {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        let report =
-            runtime.block_on(run(seed, Guards::default(), AgentGuards::default())).unwrap();
-        shots += report.shots;
-        assert!(
-            report.violations.is_empty(),
-            "seed {seed}: {:#?}\n{:#?}\n{:#?}",
-            report.violations,
-            report.faults,
-            report.events
-        );
+fn every_drawn_scenario_follows_the_format_and_survives_printing() {
+    for seed in 0..300 {
+        let drawn = scenario(seed).unwrap_or_else(|e| panic!("{seed}: {e}\n{}", generate::text(seed)));
+        let printed = print::scenario(&drawn);
+        let again = crate::scenario::parse(&printed, "printed", None).unwrap().remove(0);
+        assert_eq!(drawn, again, "{seed}");
     }
-    assert!(shots > 0, "no run ever came to fencing");
+}
+
+#[test]
+fn the_draws_cover_every_fault() {
+    let mut verbs = std::collections::BTreeSet::new();
+    for seed in 0..300 {
+        verbs.extend(scenario(seed).unwrap().steps.iter().map(|s| s.verb.word()));
+    }
+    for verb in ["power-off", "panic", "isolate", "fail", "storage", "api", "bmc", "migrate"] {
+        assert!(verbs.contains(verb), "{verb} is never drawn: {verbs:?}");
+    }
+}
+
+#[test]
+fn shrinking_leaves_what_is_needed_and_no_more() {
+    let drawn = scenario(1).unwrap();
+    let needed = drawn.steps.iter().filter(|s| s.verb.word() == "power-on").count();
+    assert!(needed > 0 && drawn.steps.len() > needed);
+    let symptom = Symptom::Violation("as if".to_owned());
+    let fails = |s: &crate::scenario::Scenario| {
+        let on = s.steps.iter().any(|s| s.verb.word() == "power-on");
+        on.then(|| symptom.clone())
+    };
+    let small = shrink(&drawn, &symptom, 1_000, fails);
+    assert_eq!(small.steps.len(), 1, "{}", print::scenario(&small));
+    assert!(small.vms.is_empty());
 }

@@ -1,14 +1,15 @@
 //! Many scenarios with many seeds: what `stockade simulate` does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use super::run::{self, Outcome, Rules};
-use super::{Scenario, load, output};
+use super::{Scenario, load, output, print};
 use crate::hooks::run_deterministic;
+use crate::random::{self, Symptom};
 
 /// A range of seeds, its end left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub fn parse_seeds(text: &str) -> Result<Seeds, String> {
 /// What is to be run, and how it is told.
 #[derive(Clone, Debug)]
 pub struct Campaign {
-    /// Scenario files.
+    /// Scenario files; empty: each seed draws a scenario of its own.
     pub files: Vec<PathBuf>,
     /// Seeds of each scenario.
     pub seeds: Seeds,
@@ -51,6 +52,8 @@ pub struct Campaign {
     pub json: bool,
     /// No events but those of the first failed run of each scenario.
     pub quiet: bool,
+    /// Longest search for a smaller scenario that fails the same way, in runs; 0: none.
+    pub shrink: usize,
     /// Runs at once; absent: as many as there are cores.
     pub jobs: Option<usize>,
 }
@@ -62,13 +65,21 @@ struct Job {
     seed: u64,
 }
 
+/// One run that was made.
+struct Done {
+    file: String,
+    scenario: Scenario,
+    job: Job,
+    result: Result<Outcome, String>,
+}
+
 /// Runs of other threads that have ended before their turn to be printed.
 #[derive(Default)]
 struct Finished {
     next: usize,
-    waiting: std::collections::BTreeMap<usize, (usize, u64, Result<Outcome, String>)>,
-    failed_scenarios: std::collections::BTreeSet<usize>,
-    all_passed: bool,
+    waiting: BTreeMap<usize, Done>,
+    failed_scenarios: BTreeSet<usize>,
+    failed: bool,
     broken_pipe: bool,
 }
 
@@ -92,7 +103,7 @@ impl Campaign {
             return ExitCode::from(2);
         }
         let mut jobs = VecDeque::new();
-        for scenario in 0..scenarios.len() {
+        for scenario in 0..scenarios.len().max(1) {
             for seed in self.seeds.start..self.seeds.end {
                 jobs.push_back(Job { number: jobs.len(), scenario, seed });
             }
@@ -100,18 +111,19 @@ impl Campaign {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.jobs.unwrap_or(cores).clamp(1, jobs.len().max(1));
         let jobs = Mutex::new(jobs);
-        let finished = Mutex::new((Finished { all_passed: true, ..Finished::default() }, out));
+        let finished = Mutex::new((Finished::default(), out));
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
                     loop {
-                        let Some(job) = locked(&jobs).pop_front() else { return };
-                        let Some((_, scenario)) = scenarios.get(job.scenario) else { return };
-                        let result = one(scenario, job.seed);
+                        // The lock is let go before the run begins.
+                        let job = locked(&jobs).pop_front();
+                        let Some(job) = job else { return };
+                        let done = self.make(&scenarios, job);
                         let mut finished = locked(&finished);
                         let (state, out) = &mut *finished;
-                        state.waiting.insert(job.number, (job.scenario, job.seed, result));
-                        self.tell(state, *out, &scenarios);
+                        state.waiting.insert(done.job.number, done);
+                        self.tell(state, *out);
                         if state.broken_pipe {
                             locked(&jobs).clear();
                         }
@@ -119,39 +131,63 @@ impl Campaign {
                 });
             }
         });
-        if locked(&finished).0.all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if locked(&finished).0.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+
+    fn make(&self, scenarios: &[(String, Scenario)], job: Job) -> Done {
+        let (file, scenario) = match scenarios.get(job.scenario) {
+            Some((file, scenario)) => (file.clone(), scenario.clone()),
+            None => match random::scenario(job.seed) {
+                Ok(scenario) => ("drawn".to_owned(), scenario),
+                Err(error) => {
+                    let (file, scenario) = ("drawn".to_owned(), Scenario::default());
+                    return Done { file, scenario, job, result: Err(error.to_string()) };
+                }
+            },
+        };
+        let result = one(&scenario, job.seed);
+        Done { file, scenario, job, result }
     }
 
     /// Prints the runs whose turn it is.
-    fn tell(&self, state: &mut Finished, out: &mut impl Write, scenarios: &[(String, Scenario)]) {
-        while let Some((index, seed, result)) = state.waiting.remove(&state.next) {
+    fn tell(&self, state: &mut Finished, out: &mut impl Write) {
+        while let Some(done) = state.waiting.remove(&state.next) {
             state.next += 1;
-            let Some((file, scenario)) = scenarios.get(index) else { continue };
-            let text = match result {
-                Ok(outcome) => {
-                    let passed = outcome.verdict.passed;
-                    state.all_passed &= passed;
-                    let first_failure = !passed && state.failed_scenarios.insert(index);
-                    self.text(file, &outcome, first_failure)
-                }
-                Err(why) => {
-                    state.all_passed = false;
-                    let name = &scenario.name;
-                    if self.json {
-                        serde_json::json!({"scenario": name, "seed": seed, "passed": false,
-                            "error": why})
-                        .to_string()
-                    } else {
-                        format!("FAILED  {name}  seed {seed}\n  {why}")
-                    }
-                }
+            let Done { file, scenario, job, result } = done;
+            let passed = result.as_ref().is_ok_and(|outcome| outcome.verdict.passed);
+            state.failed |= !passed;
+            let first_failure = !passed && state.failed_scenarios.insert(job.scenario);
+            let mut text = match &result {
+                Ok(outcome) => self.text(&file, outcome, first_failure),
+                Err(why) if self.json => serde_json::json!({
+                    "scenario": scenario.name, "seed": job.seed, "passed": false, "error": why,
+                })
+                .to_string(),
+                Err(why) => format!("FAILED  {}  seed {}\n  {why}", scenario.name, job.seed),
             };
+            if first_failure && self.shrink > 0 && !self.json {
+                text += &self.smaller(&scenario, job.seed, &result);
+            }
             if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
                 state.broken_pipe = true;
-                state.all_passed = false;
+                state.failed = true;
                 return;
             }
         }
+    }
+
+    /// The smallest file that was found to fail as this run did.
+    fn smaller(&self, scenario: &Scenario, seed: u64, run: &Result<Outcome, String>) -> String {
+        let symptom = |run: &Result<Outcome, String>| Symptom::of(run.as_ref().ok()?);
+        let Some(wanted) = symptom(run) else { return String::new() };
+        let mut tried = 0;
+        let mut small = random::shrink(scenario, &wanted, self.shrink, |candidate| {
+            tried += 1;
+            symptom(&one(candidate, seed))
+        });
+        small.name = format!("{} shrunk", small.name);
+        let text = print::scenario(&small);
+        format!("\n# fails the same way with --seeds {seed} (found in {tried} runs):\n{text}")
     }
 
     fn text(&self, file: &str, outcome: &Outcome, first_failure: bool) -> String {

@@ -12,8 +12,15 @@ use stockade_sim::scenario::campaign::{self, Campaign};
 #[command(name = "stockade simulate", version)]
 struct Arguments {
     /// Scenario files (docs/scenario-files.md).
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "random", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Each seed draws a cluster and a schedule of faults of its own.
+    #[arg(long, conflicts_with = "files")]
+    random: bool,
+    /// Looks for a smaller scenario that fails as the first failed run did, in N runs at most,
+    /// and prints it as a file.
+    #[arg(long, value_name = "N", default_value = "0", default_missing_value = "200", num_args = 0..=1)]
+    shrink: usize,
     /// Seeds: `A..B` (B left out of it), `A..=B`, or one number.
     #[arg(long, default_value = "1", value_parser = campaign::parse_seeds)]
     seeds: campaign::Seeds,
@@ -43,6 +50,7 @@ fn main() -> ExitCode {
         seeds: arguments.seeds,
         json: arguments.json,
         quiet: arguments.quiet,
+        shrink: arguments.shrink,
         jobs: arguments.jobs,
     };
     campaign.run(&mut std::io::stdout())

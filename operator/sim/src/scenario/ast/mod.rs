@@ -28,7 +28,7 @@ impl PartialEq for Line {
 }
 
 /// One scenario: the state at second 0, what happens then, and what must come of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scenario {
     /// One line.
     pub name: String,
