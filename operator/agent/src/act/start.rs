@@ -108,6 +108,7 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
         let message = "a boot that is named dead beats on the storage again";
         return Err(Stop::Never(End::Refused, message.into()));
     }
+    bury(context, &verdicts).await?;
     context
         .journal
         .update(uid, |vm| {
@@ -294,6 +295,19 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
         }
         Err(error) => Err(Stop::Unknown(error.to_string())),
     }
+}
+
+/// Removes the records of the dead, below this epoch's own.
+async fn bury(context: &Context, verdicts: &BTreeMap<String, Verdict>) -> Result<(), Stop> {
+    for (disk, verdict) in verdicts {
+        for epoch in &verdict.dead {
+            let call = context.ports.storage.remove_record(disk, *epoch);
+            timed("remove record", disk, CALL_SECONDS, call)
+                .await
+                .map_err(|e| Stop::Never(End::Refused, e.to_string()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes settled records below the one that runs, but never the highest of them.

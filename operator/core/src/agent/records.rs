@@ -22,6 +22,9 @@ pub struct Verdict {
     /// Settled records below this epoch that may be removed once it runs, but never
     /// the highest of them.
     pub removable: Vec<i64>,
+    /// Records of the dead that this order names: nobody else can mark them as released, and later
+    /// orders do not name them for ever. Removed once nothing but the launch is left.
+    pub dead: Vec<i64>,
 }
 
 /// Why the records of a disk do not allow the start.
@@ -79,6 +82,8 @@ pub fn judge(
         }
         if matches!(record.state, RecordState::Void | RecordState::Released) {
             verdict.removable.push(record.epoch);
+        } else if is_settled(record, order, cluster_id) {
+            verdict.dead.push(record.epoch);
         }
     }
     verdict.removable.sort_unstable();

@@ -9,6 +9,10 @@ use crate::gate;
 use crate::plan::{Basis, DomainWrite};
 use crate::world::World;
 
+/// So many earlier placements are kept beside a new one: the schema's bound is 8, and a move needs
+/// one more.
+const KEPT_PLACEMENTS: usize = 6;
+
 /// The version that a write replaces.
 #[must_use]
 pub fn basis(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Basis {
@@ -88,10 +92,11 @@ pub fn place_order(
     let epoch = status.epoch.max(reported) + 1;
     status.epoch = epoch;
     status.host = Some(host.to_owned());
-    // Proven deaths stay named until the new epoch has run: its agent needs them.
-    status.placements.retain(|p| p.state != EpochState::Released || p.epoch + 4 > epoch);
-    while status.placements.len() > 6 {
-        status.placements.remove(0);
+    // Proven deaths stay named until a later epoch has run: its agent needs them. What an agent
+    // released is marked so beside the disk.
+    while status.placements.len() > KEPT_PLACEMENTS {
+        let released = status.placements.iter().position(|p| p.state == EpochState::Released);
+        status.placements.remove(released.unwrap_or(0));
     }
     let placed = PlacedEpoch {
         epoch,

@@ -13,8 +13,8 @@ use crate::scenario::{Scenario, ScenarioError, parse};
 const FIRST: u64 = 20;
 /// No fault begins after this.
 const LAST: u64 = 260;
-/// Everything is mended here: no fault lasts longer.
-const MENDED: u64 = 320;
+/// Everything is mended here, seconds: no fault lasts longer.
+pub const MENDED: u64 = 320;
 /// What is wanted must run by then: boots, readings of a dead host's power, the lease time of a
 /// lock that nobody may break, pauses after failed starts, one after the other.
 const UNTIL: u64 = 620;

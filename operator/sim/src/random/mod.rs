@@ -6,5 +6,5 @@ mod shrink;
 #[cfg(test)]
 mod tests;
 
-pub use generate::scenario;
+pub use generate::{MENDED, scenario};
 pub use shrink::{Symptom, shrink};

@@ -1,6 +1,7 @@
 //! The smallest scenario that fails as a failed one did.
 
 use crate::scenario::Scenario;
+use crate::scenario::ast::{Millis, Step, Time, Trigger};
 use crate::scenario::run::Outcome;
 
 /// How a run failed, without the times and names that a smaller scenario changes.
@@ -27,11 +28,13 @@ impl Symptom {
     }
 }
 
-/// Leaves out steps, VMs and hosts as long as `fails` still says the same of what is left. It asks
-/// at most `budget` times.
+/// Leaves out steps and VMs as long as `fails` still says the same of what is left. It asks at most
+/// `budget` times. Where something did not come true in the end, the steps from `mended` on stay:
+/// without them it can't.
 pub fn shrink(
     scenario: &Scenario,
     symptom: &Symptom,
+    mended: Millis,
     budget: usize,
     mut fails: impl FnMut(&Scenario) -> Option<Symptom>,
 ) -> Scenario {
@@ -44,6 +47,10 @@ pub fn shrink(
         *left -= 1;
         fails(candidate).as_ref() == Some(symptom)
     };
+    let fixed = |step: &Step| {
+        matches!(symptom, Symptom::Expectation(_))
+            && matches!(&step.trigger, Trigger::At(Time::At(t)) if *t >= mended)
+    };
     // First whole halves of the schedule, then smaller parts, then one step at a time.
     let mut size = best.steps.len().div_ceil(2).max(1);
     loop {
@@ -52,8 +59,14 @@ pub fn shrink(
         while start < best.steps.len() {
             let end = (start + size).min(best.steps.len());
             let mut candidate = best.clone();
-            candidate.steps.drain(start..end);
-            if whole(&candidate) && same(&candidate, &mut left) {
+            let mut index = 0;
+            candidate.steps.retain(|step| {
+                index += 1;
+                !(start..end).contains(&(index - 1)) || fixed(step)
+            });
+            if candidate.steps.len() == best.steps.len() {
+                start = end;
+            } else if whole(&candidate) && same(&candidate, &mut left) {
                 best = candidate;
                 changed = true;
             } else {

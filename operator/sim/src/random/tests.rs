@@ -32,7 +32,7 @@ fn shrinking_leaves_what_is_needed_and_no_more() {
         let on = s.steps.iter().any(|s| s.verb.word() == "power-on");
         on.then(|| symptom.clone())
     };
-    let small = shrink(&drawn, &symptom, 1_000, fails);
+    let small = shrink(&drawn, &symptom, MENDED * 1000, 1_000, fails);
     assert_eq!(small.steps.len(), 1, "{}", print::scenario(&small));
     assert!(small.vms.is_empty());
 }

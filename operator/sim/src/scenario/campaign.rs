@@ -166,7 +166,7 @@ impl Campaign {
                 Err(why) => format!("FAILED  {}  seed {}\n  {why}", scenario.name, job.seed),
             };
             if first_failure && self.shrink > 0 && !self.json {
-                text += &self.smaller(&scenario, job.seed, &result);
+                text += &self.smaller(&file, &scenario, job.seed, &result);
             }
             if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
                 state.broken_pipe = true;
@@ -177,11 +177,18 @@ impl Campaign {
     }
 
     /// The smallest file that was found to fail as this run did.
-    fn smaller(&self, scenario: &Scenario, seed: u64, run: &Result<Outcome, String>) -> String {
+    fn smaller(
+        &self,
+        file: &str,
+        scenario: &Scenario,
+        seed: u64,
+        run: &Result<Outcome, String>,
+    ) -> String {
         let symptom = |run: &Result<Outcome, String>| Symptom::of(run.as_ref().ok()?);
         let Some(wanted) = symptom(run) else { return String::new() };
+        let mended = if file == "drawn" { random::MENDED * 1000 } else { u64::MAX };
         let mut tried = 0;
-        let mut small = random::shrink(scenario, &wanted, self.shrink, |candidate| {
+        let mut small = random::shrink(scenario, &wanted, mended, self.shrink, |candidate| {
             tried += 1;
             symptom(&one(candidate, seed))
         });
