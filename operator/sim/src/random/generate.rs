@@ -238,7 +238,8 @@ impl Draw {
     fn failing(&mut self, at: u64, end: u64, vm: &str) {
         let op = ["start", "stop", "kill", "start"][self.rng.index(4)];
         let times = self.rng.between(1, 3);
-        let how = if op == "start" { ["error", "hang", "unknown"][self.rng.index(3)] } else { "error" };
+        let how =
+            if op == "start" { ["error", "hang", "unknown"][self.rng.index(3)] } else { "error" };
         self.step(at, format!("do: fail, op: {op}, vm: {vm}, times: {times}, as: {how}"));
         // Something that meets it.
         let meets = match op {

@@ -4,7 +4,8 @@ use crate::scenario::print;
 #[test]
 fn every_drawn_scenario_follows_the_format_and_survives_printing() {
     for seed in 0..300 {
-        let drawn = scenario(seed).unwrap_or_else(|e| panic!("{seed}: {e}\n{}", generate::text(seed)));
+        let drawn =
+            scenario(seed).unwrap_or_else(|e| panic!("{seed}: {e}\n{}", generate::text(seed)));
         let printed = print::scenario(&drawn);
         let again = crate::scenario::parse(&printed, "printed", None).unwrap().remove(0);
         assert_eq!(drawn, again, "{seed}");

@@ -280,7 +280,12 @@ impl Cluster {
             }
             .boxed()
         });
-        self.sim.lock().set_agent_main(main);
+        let faults = self.api.faults();
+        let mut world = self.sim.lock();
+        world.set_agent_main(main);
+        world.on_kernel_stopped(Box::new(move |host| {
+            faults.cut(&Scope::Only(vec![format!("host/{host}")]));
+        }));
     }
 
     /// Starts one more controller.

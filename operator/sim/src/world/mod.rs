@@ -33,6 +33,9 @@ pub use io::Reach;
 /// Runs an agent's program on a host until it ends.
 pub type AgentMain = Arc<dyn Fn(AgentLife) -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// Told the name of a host whose kernel has stopped.
+pub type KernelStopped = Box<dyn Fn(&str) + Send + Sync>;
+
 /// One life of one agent process.
 pub struct AgentLife {
     /// The host.
@@ -58,6 +61,7 @@ pub struct World {
     next_pid: u64,
     streams: BTreeMap<String, Rng>,
     agent_main: Option<AgentMain>,
+    kernel_stopped: Option<KernelStopped>,
     /// Machines by name.
     pub machines: BTreeMap<String, Machine>,
     /// Storages by name.
@@ -103,6 +107,7 @@ impl Sim {
                 next_pid: 1000,
                 streams: BTreeMap::new(),
                 agent_main: None,
+                kernel_stopped: None,
                 machines: BTreeMap::new(),
                 stores: BTreeMap::new(),
                 disks: BTreeMap::new(),
@@ -176,6 +181,12 @@ impl World {
         self.agent_main = Some(main);
     }
 
+    /// Has `told` called whenever a kernel stops: nothing that it had still to send is sent. It is
+    /// called with the world locked.
+    pub fn on_kernel_stopped(&mut self, told: KernelStopped) {
+        self.kernel_stopped = Some(told);
+    }
+
     /// A number of `low..=high` from the stream of `name`.
     pub fn draw(&mut self, name: &str, low: u64, high: u64) -> u64 {
         self.stream(name).between(low, high)
@@ -197,6 +208,12 @@ impl World {
         tracing::debug!("{seen}");
         self.events.push(seen);
         self.touch();
+    }
+
+    fn tell_kernel_stopped(&self, host: &str) {
+        if let Some(told) = &self.kernel_stopped {
+            told(host);
+        }
     }
 
     fn touch(&mut self) {

@@ -118,6 +118,7 @@ impl World {
         m.feeding = Feeding::default();
         m.going_down = None;
         m.down_allowed = false;
+        self.tell_kernel_stopped(host);
         self.touch();
     }
 
@@ -191,6 +192,7 @@ impl World {
             process.gate.set_open(false);
         }
         m.libvirt_up = false;
+        self.tell_kernel_stopped(host);
         self.touch();
     }
 

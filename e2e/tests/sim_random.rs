@@ -1,0 +1,71 @@
+//! Random runs: whatever befalls a cluster, no promise is broken, and once it is mended all that
+//! is wanted runs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use stockade_sim::oracle::{RULES, Rule};
+use stockade_sim::random::{self, Symptom};
+use stockade_sim::scenario::{campaign, print};
+
+/// Seeds of one test run; `STOCKADE_SEEDS=A..B` runs others.
+fn seeds() -> std::ops::Range<u64> {
+    let wanted = std::env::var("STOCKADE_SEEDS").ok();
+    let seeds = wanted.map(|text| campaign::parse_seeds(&text).unwrap());
+    seeds.map_or(1..601, |s| s.start..s.end)
+}
+
+#[test]
+fn no_promise_is_broken_and_all_that_is_wanted_runs_in_the_end() {
+    let range = seeds();
+    let seeds = Mutex::new(range.clone());
+    let failed = Mutex::new(BTreeMap::new());
+    let exercised: Mutex<BTreeMap<Rule, u64>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = seeds.lock().unwrap().next();
+                    let Some(seed) = seed else { return };
+                    let scenario = random::scenario(seed).unwrap();
+                    match campaign::one(&scenario, seed) {
+                        Ok(outcome) => {
+                            for (rule, n) in &outcome.exercised {
+                                *exercised.lock().unwrap().entry(*rule).or_default() += n;
+                            }
+                            if !outcome.verdict.passed {
+                                failed.lock().unwrap().insert(seed, outcome.verdict.lines("drawn"));
+                            }
+                        }
+                        Err(why) => {
+                            failed.lock().unwrap().insert(seed, why);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    if let Some((seed, first)) = failed.iter().next() {
+        let scenario = random::scenario(*seed).unwrap();
+        let symptom = |s: &_| Symptom::of(&campaign::one(s, *seed).ok()?);
+        let file = symptom(&scenario).map(|wanted| {
+            let mended = random::MENDED * 1000;
+            print::scenario(&random::shrink(&scenario, &wanted, mended, 100, symptom))
+        });
+        panic!(
+            "{} of the seeds {range:?} failed: {:?}; the first:\n{first}\nas small as it was \
+             found, for --seeds {seed}:\n{}",
+            failed.len(),
+            failed.keys().collect::<Vec<_>>(),
+            file.unwrap_or_default()
+        );
+    }
+    // A promise that nothing put to the test was not kept, only never asked for.
+    let exercised = exercised.into_inner().unwrap();
+    let idle: Vec<_> = RULES.iter().filter(|r| !exercised.contains_key(*r)).collect();
+    if range.end - range.start >= 300 {
+        assert!(idle.is_empty(), "never exercised: {idle:?}");
+    }
+}
