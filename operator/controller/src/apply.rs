@@ -99,15 +99,27 @@ async fn one(
         }
         Intent::OpenFence { name, spec } => {
             let api: Api<HostFence> = Api::all(shared.client());
-            let object = HostFence::new(name, spec.clone());
+            let mut object = HostFence::new(name, spec.clone());
+            object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
             let call = api.create(&post, &object);
             let answer = request(|| format!("opening HostFence {name}"), call).await?;
             Ok(vec![Change::HostFence(Event::Apply(answer))])
         }
         Intent::CloseFence { name, basis } => {
             let api: Api<HostFence> = Api::all(shared.client());
-            let params = preconditions(basis);
-            request(|| format!("closing HostFence {name}"), api.delete(name, &params)).await?;
+            let patch = Patch::Merge(json!({"metadata": {
+                "uid": basis.uid, "resourceVersion": basis.version, "finalizers": null,
+            }}));
+            let params = PatchParams::default();
+            let call = api.patch(name, &params, &patch);
+            let freed = request(|| format!("closing HostFence {name}"), call).await?;
+            if freed.metadata.deletion_timestamp.is_none() {
+                let params = preconditions(&Basis {
+                    uid: basis.uid.clone(),
+                    version: freed.metadata.resource_version.unwrap_or_default(),
+                });
+                request(|| format!("closing HostFence {name}"), api.delete(name, &params)).await?;
+            }
             Ok(Vec::new())
         }
         Intent::Fence { host, boot_id, device, plug, action } => {

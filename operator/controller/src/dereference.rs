@@ -90,6 +90,10 @@ fn note_since(cache: &mut Cache, now: u64) {
     for key in cache.fences.objects.keys() {
         facts.push((format!("fence-open/{}", key.name), String::new()));
     }
+    for (key, fence) in &cache.fences.objects {
+        let Some(word) = &fence.spec.confirmation else { continue };
+        facts.push((format!("fence-word/{}", key.name), format!("{}/{}", word.by, word.reason)));
+    }
     let live: std::collections::BTreeSet<String> = facts.iter().map(|(k, _)| k.clone()).collect();
     cache.seen.retain(|what, _| live.contains(what));
     for (what, print) in facts {

@@ -17,6 +17,9 @@ use stockade_host::{HostError, HostResult};
 use crate::context::{Shared, locked, request};
 use crate::watch::chain;
 
+/// Locks on a storage that is served by others are taken to be free after so long: an NFS
+/// server's lease (90 s), and a beat.
+const FOREIGN_LEASE_MILLIS: u64 = 95_000;
 /// Calls that are remembered.
 const REMEMBERED: usize = 4096;
 
@@ -207,7 +210,15 @@ pub(crate) fn server(
     let (storage, host, boot_id) = (storage.to_owned(), host.to_owned(), boot_id.to_owned());
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
+        let asked =
+            *locked(&shared.server).asked.entry(key.clone()).or_insert_with(|| shared.now());
         let answer = match &shared.context.storage_server {
+            // Its server drops the state of a client whose lease is over by itself.
+            None if act == ServerAct::Break
+                && shared.now().saturating_sub(asked) >= FOREIGN_LEASE_MILLIS =>
+            {
+                Ok(())
+            }
             None => Err(HostError::refused(
                 "denial",
                 storage.as_str(),
@@ -232,6 +243,10 @@ pub(crate) fn server(
             (Ok(()), ServerAct::Admit) => {
                 calls.denied.retain(|(s, _)| *s != storage);
                 calls.broken.retain(|(s, _)| *s != storage);
+            }
+            (Err(error @ HostError::Refused { .. }), ServerAct::Deny) => {
+                tracing::info!(storage = key.0, %error, "no denial there");
+                calls.undeniable.insert(key);
             }
             (Err(error), _) => {
                 calls.refused.insert(key, (now, error.to_string()));

@@ -95,6 +95,10 @@ pub enum FenceResult {
 pub struct ServerCalls {
     /// Under way: (storage, boot).
     pub pending: BTreeSet<(String, String)>,
+    /// Nobody can be denied there: (storage, boot).
+    pub undeniable: BTreeSet<(String, String)>,
+    /// When the breaking of locks was first asked for: (storage, boot).
+    pub asked: BTreeMap<(String, String), Millis>,
     /// Denied: (storage, boot).
     pub denied: BTreeSet<(String, String)>,
     /// Locks broken: (storage, boot).

@@ -48,8 +48,12 @@ pub(super) async fn adopt(
         .await
         .map_err(|e| e.to_string())?;
     if !launched {
-        match start::take_records(context, spec, resumed, done).await {
-            Ok(_) => {}
+        let taken = match start::take_records(context, spec, resumed, done).await {
+            Ok(verdicts) => start::bury(context, &verdicts).await,
+            Err(stop) => Err(stop),
+        };
+        match taken {
+            Ok(()) => {}
             Err(Stop::Never(end, message)) => {
                 // It may not be taken in: it goes on as it was found.
                 release::void(context, uid, spec.epoch, end, Some(order)).await?;

@@ -298,7 +298,10 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
 }
 
 /// Removes the records of the dead, below this epoch's own.
-async fn bury(context: &Context, verdicts: &BTreeMap<String, Verdict>) -> Result<(), Stop> {
+pub(super) async fn bury(
+    context: &Context,
+    verdicts: &BTreeMap<String, Verdict>,
+) -> Result<(), Stop> {
     for (disk, verdict) in verdicts {
         for epoch in &verdict.dead {
             let call = context.ports.storage.remove_record(disk, *epoch);

@@ -1,8 +1,8 @@
 //! The storm brake (safety §7): many silent hosts at once point at ourselves.
 
-use stockade_crds::v1alpha1::FenceAction;
+use stockade_crds::v1alpha1::{AvailabilityPolicySpec, FenceAction, HostState, IsolatedHost};
 
-use super::host_state::HostFacts;
+use super::host_state::{HostFacts, seconds};
 use crate::world::{Millis, World};
 
 /// Automatic offs count for this long.
@@ -38,10 +38,27 @@ pub fn brake(world: &World, hosts: &[HostFacts]) -> Brake {
         .iter()
         .filter(|h| {
             let silent = h.silent_all && h.proof.is_none() && !h.went_down_cleanly;
-            silent || shot_lately(world, &h.name)
+            silent
+                || waits_isolated(&policy, h)
+                || back_lately(world, &h.name)
+                || shot_lately(world, &h.name)
         })
         .count();
     Brake { count, limit }
+}
+
+/// Whether a host is isolated where that is a reason to shoot it.
+fn waits_isolated(policy: &AvailabilityPolicySpec, facts: &HostFacts) -> bool {
+    policy.isolated_host == IsolatedHost::Fence && facts.state == HostState::Isolated
+}
+
+/// Whether a host has only just come back from a silence in the same boot: hosts that fell
+/// silent together come back together, and the last of them is no more dead than the first.
+fn back_lately(world: &World, host: &str) -> bool {
+    let policy = world.policy_spec();
+    let memory = seconds(policy.act_seconds) + 2 * seconds(policy.heartbeat_seconds);
+    let back = world.lives.hosts.get(host).and_then(|l| l.returned_at);
+    back.is_some_and(|at| world.now.saturating_sub(at) < memory)
 }
 
 /// Whether an off order was sent, within the memory of the brake, to a host that did not

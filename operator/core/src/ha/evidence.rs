@@ -48,8 +48,12 @@ pub struct Life {
     pub lease_at: Option<Millis>,
     /// Since when it has beaten without a break longer than the limit.
     pub lease_fresh_since: Option<Millis>,
+    /// When it last beat again in the same boot, after a break longer than the limit.
+    pub returned_at: Option<Millis>,
     /// By storage: the last beat anyone saw, and when it changed.
     pub storage: BTreeMap<String, (SeenBeat, Millis)>,
+    /// By storage: how often a beat was seen to change. The first sight is none.
+    pub storage_changes: BTreeMap<String, u32>,
     /// By storage: since when this host has seen its own beat there come back without a break.
     pub own_fresh: BTreeMap<String, OwnEcho>,
     /// When a boot was first seen.
@@ -109,6 +113,9 @@ impl Lives {
         if broken || life.lease.boot_id != beat.boot_id {
             life.lease_fresh_since = Some(now);
         }
+        if broken && !first && life.lease.boot_id == beat.boot_id {
+            life.returned_at = Some(now);
+        }
         // A Lease that was there before this observer came is no beat that it saw.
         life.lease_at = Some(now);
         if !first || !beat.boot_id.is_empty() {
@@ -158,6 +165,8 @@ impl Lives {
                             life.boots.entry(seen_beat.boot.clone()).or_insert(now);
                             *known = seen_beat.clone();
                             *at = now;
+                            let changes = life.storage_changes.entry(storage.clone()).or_default();
+                            *changes = changes.saturating_add(1);
                         }
                     }
                 }
@@ -214,6 +223,23 @@ impl Lives {
                     .max(self.echo_since.unwrap_or(now));
                 well.then(|| (now.saturating_sub(since), name.clone()))
             })
+            .max()
+    }
+
+    /// The last moment at which this observer saw this boot beat: a first sight may be of a
+    /// beat that was made long before.
+    #[must_use]
+    pub fn beat_seen(&self, host: &str, boot_id: &str) -> Option<Millis> {
+        let life = self.hosts.get(host)?;
+        let lease =
+            life.lease_at.filter(|_| life.lease.boot_id == boot_id && life.lease_changes >= 2);
+        life.storage
+            .iter()
+            .filter(|(storage, (beat, _))| {
+                beat.boot == boot_id && life.storage_changes.contains_key(*storage)
+            })
+            .map(|(_, (_, at))| *at)
+            .chain(lease)
             .max()
     }
 

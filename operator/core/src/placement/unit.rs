@@ -204,26 +204,20 @@ impl Unit {
             return Unplaceable::rule("no host is declared");
         }
         let mut all = Unplaceable::default();
+        let mut left_out = Vec::new();
         for host in 0..cluster.hosts.len() as u32 {
             let Some(why) = self.refusal(ledger, host) else { continue };
-            // Hosts that a rule of the VM's own leaves out say little: they come last.
-            let told = !matches!(why, Why::NotRequired { .. });
-            if all.refusals.len() < Unplaceable::LISTED && told {
-                all.refusals.push(Refusal {
-                    host: cluster.host_name(host).to_owned(),
-                    reason: why.to_string(),
-                });
-            } else {
-                all.more += 1;
+            let refusal =
+                Refusal { host: cluster.host_name(host).to_owned(), reason: why.to_string() };
+            match why {
+                // Hosts that a rule of the VM's own leaves out say little: they come last.
+                Why::NotRequired { .. } => left_out.push(refusal),
+                _ => all.refusals.push(refusal),
             }
         }
-        if all.refusals.is_empty()
-            && let Some(why) = self.refusal(ledger, 0)
-        {
-            let host = cluster.host_name(0).to_owned();
-            all.refusals.push(Refusal { host, reason: why.to_string() });
-            all.more -= 1;
-        }
+        all.refusals.extend(left_out);
+        all.more = all.refusals.len().saturating_sub(Unplaceable::LISTED);
+        all.refusals.truncate(Unplaceable::LISTED);
         all
     }
 }

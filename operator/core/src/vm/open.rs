@@ -1,8 +1,8 @@
 //! A VM with an open epoch: it may be running.
 
 use stockade_crds::v1alpha1::{
-    Domain, DomainState, DomainStatus, DoubleRunPolicy, End, HostState, Pinned, PlacedEpoch,
-    RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, Want,
+    Domain, DomainState, DomainStatus, DoubleRunPolicy, End, EpochState, HostState, Pinned,
+    PlacedEpoch, RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, Want,
 };
 
 use super::ends::WELL_AFTER;
@@ -247,7 +247,8 @@ fn it_runs(
             decision.wake = Some(begun + WELL_AFTER);
         }
     }
-    status.placements.retain(|p| p.epoch == placed.epoch || !p.state.is_settled());
+    // Boots proven dead stay named: their records beside the disks are never marked released.
+    status.placements.retain(|p| p.epoch == placed.epoch || p.state != EpochState::Released);
     clean_up(world, vm, placed, decision);
 }
 

@@ -21,6 +21,7 @@ pub(crate) async fn run(sim: &Arc<Sim>, call: &FenceCall) -> HostResult<Option<P
     };
     if !reached {
         let limit = u64::try_from(call.spec.timeout_seconds).unwrap_or(20).max(1) * 1000;
+        sim.lock().used_up(&call.device);
         sim.wait(limit).await;
         return Err(HostError::unknown("fence", &call.device, "the device does not answer"));
     }
@@ -42,6 +43,18 @@ impl World {
         m.whole(Net::Bmc) && alive && device.mode != DeviceMode::Timeout
     }
 
+    /// One call that its mode has met.
+    fn used_up(&mut self, device: &str) {
+        let Some(device) = self.devices.get_mut(device) else { return };
+        if let Some(n) = device.times.as_mut() {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                device.times = None;
+                device.mode = DeviceMode::Ok;
+            }
+        }
+    }
+
     fn device_call(&mut self, call: &FenceCall) -> HostResult<Option<Power>> {
         let fail = |why: &str| HostError::failed("fence", &call.device, why);
         let host = self.wired_host(call).ok_or_else(|| fail("no such plug"))?;
@@ -57,14 +70,8 @@ impl World {
         };
         received.insert("action".to_owned(), action.to_owned());
         device.calls.push(received);
-        if let Some(n) = device.times.as_mut() {
-            *n = n.saturating_sub(1);
-            if *n == 0 {
-                device.times = None;
-                device.mode = DeviceMode::Ok;
-            }
-        }
         let outlet = device.outlet;
+        self.used_up(&call.device);
         if mode == DeviceMode::BadCredentials {
             return Err(fail("login refused: check the credentials"));
         }

@@ -475,9 +475,6 @@ pub(crate) async fn kill(
     if let Some(f) = w.take_fail(FailOp::Kill, &vm, host)
         && f.how != FailAs::Unknown
     {
-        if let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
-            q.state = QemuState::Dying;
-        }
         w.emit(Seen::of(What::StopFailed).vm(&vm).host(host).by(by).detail("survives SIGKILL"));
         return Err(HostError::failed("kill", vm, "the process does not die"));
     }

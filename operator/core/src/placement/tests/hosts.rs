@@ -66,7 +66,9 @@ fn required_hosts_are_a_must() {
     let h = vec![host("h1"), closed("h2", "cordoned"), closed("h3", "in maintenance")];
     assert_eq!(
         start(h, vec![tied], &["a"]),
-        ["no: h2: cordoned; h3: in maintenance; and 1 host more"]
+        [
+            "no: h2: cordoned; h3: in maintenance; h1: not required by default/a, which wants h2 or h3"
+        ]
     );
     let lost = VmRow { required: Some(set(&["h9"])), ..vm("a") };
     assert_eq!(

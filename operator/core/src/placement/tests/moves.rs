@@ -109,7 +109,7 @@ fn a_drain_moves_all_in_waves_and_names_who_stays() {
         blocked,
         [
             "default/f: default/f must not be moved",
-            "default/t: h1: it runs there now; and 2 hosts more",
+            "default/t: h1: it runs there now; h2: not required by default/t, which wants h1; h3: not required by default/t, which wants h1",
         ]
     );
 }

@@ -66,6 +66,10 @@ impl Orders {
     /// What is new since it was last asked: the step, its outcome, and more for people.
     pub(super) fn look(&mut self, cluster: &Cluster) -> Vec<(usize, Outcome, String)> {
         for order in &mut self.followed {
+            // What has succeeded stays so, whatever comes after it.
+            if matches!(order.last, Some((Outcome::Succeeded, _))) {
+                continue;
+            }
             let said = order.look(cluster);
             if order.last.as_ref() != Some(&said) {
                 self.news.push((order.step, said.clone()));

@@ -79,7 +79,7 @@ impl View for ClusterView<'_> {
     }
 
     fn host_armed(&self, host: &str) -> bool {
-        self.machine(host, |m| m.feeding.open).unwrap_or(false)
+        self.machine(host, |m| m.feeding.timings.is_some()).unwrap_or(false)
     }
 
     fn host_agent_running(&self, host: &str) -> bool {

@@ -1,0 +1,100 @@
+//! Periodic status tests: whether a plug may be believed.
+
+use stockade_crds::conditions::{Decided, READY};
+use stockade_crds::v1alpha1::FenceAction;
+
+use crate::ha::host_state::{HostFacts, seconds};
+use crate::plan::{Intent, Plan, Report};
+use crate::world::{FenceRecord, FenceResult, Millis, World};
+
+/// Periodic status tests of every plug of a beating host: trust is earned by reading on.
+pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
+    if !world.fresh {
+        return;
+    }
+    for (name, device) in &world.fence_devices {
+        let generation = device.metadata.generation.unwrap_or_default();
+        let mut status = device.status.clone().unwrap_or_default();
+        let changed = status.observed_generation != generation;
+        if changed {
+            status.trusted_hosts.clear();
+            status.untrusted_hosts.clear();
+        }
+        status.observed_generation = generation;
+        let mut failing = Vec::new();
+        let interval = seconds(device.spec.test_interval_seconds);
+        for (host, plug) in &device.spec.plugs {
+            let Some(facts) = hosts.iter().find(|h| h.name == *host) else { continue };
+            let last = world.fence_log.iter().rfind(|c| {
+                c.device == *name
+                    && c.host == *host
+                    && c.generation == generation
+                    // What a boot read says nothing about the next one.
+                    && c.boot_id == facts.boot
+                    && c.action == FenceAction::Status
+            });
+            match last.map(|c| &c.result) {
+                Some(FenceResult::On) if facts.alive => {
+                    status.untrusted_hosts.retain(|h| h != host);
+                    if !status.trusted_hosts.contains(host) {
+                        status.trusted_hosts.push(host.clone());
+                    }
+                }
+                Some(FenceResult::Off) if lived_during(world, facts, last) => {
+                    status.trusted_hosts.retain(|h| h != host);
+                    if !status.untrusted_hosts.contains(host) {
+                        status.untrusted_hosts.push(host.clone());
+                    }
+                }
+                Some(FenceResult::Failed(why)) => failing.push(format!("{host}: {why}")),
+                _ => {}
+            }
+            let due = match last {
+                None => 0,
+                Some(c) if matches!(c.result, FenceResult::Failed(_)) => c.started + 30_000,
+                Some(_) if interval == 0 => Millis::MAX,
+                Some(c) => c.started + interval,
+            };
+            let free = !world.fence_log.iter().any(|c| c.device == *name && c.finished.is_none());
+            // A host that has missed a beat is read by `drive`, not tested.
+            let beats = facts.alive && facts.silent_since.is_none();
+            if beats && free && world.now >= due {
+                out.intents.push(Intent::Fence {
+                    host: host.clone(),
+                    boot_id: facts.boot.clone(),
+                    device: name.clone(),
+                    plug: plug.clone(),
+                    action: FenceAction::Status,
+                });
+                break;
+            } else if beats && due > world.now && due != Millis::MAX {
+                out.wake(due);
+            }
+        }
+        status.trusted_hosts.sort();
+        status.untrusted_hosts.sort();
+        let ready = if !status.untrusted_hosts.is_empty() {
+            let message = format!(
+                "reads off for beating hosts: {}; check plugs and wiring",
+                status.untrusted_hosts.join(", ")
+            );
+            Decided::new(READY, false, "PlugUntrusted", message)
+        } else if !failing.is_empty() {
+            Decided::new(READY, false, "StatusTestFailed", failing.join("; "))
+        } else if status.trusted_hosts.is_empty() {
+            Decided::new(READY, None, "Untested", "no plug was read yet")
+        } else {
+            Decided::new(READY, true, "StatusTested", "every tested plug reads on")
+        };
+        out.fence_devices.push((name.clone(), Report { status, conditions: vec![ready] }));
+    }
+}
+
+/// Whether the host beat both before and after a reading. A beat is seen late, by a reader and
+/// its Lease, an interval each: only one that is seen three intervals later was made later.
+pub(super) fn lived_during(world: &World, facts: &HostFacts, read: Option<&FenceRecord>) -> bool {
+    let late = 3 * seconds(world.policy_spec().heartbeat_seconds);
+    read.and_then(|r| r.finished).is_some_and(|end| {
+        world.lives.last_life(&facts.name, &facts.boot).is_some_and(|at| at > end + late)
+    })
+}

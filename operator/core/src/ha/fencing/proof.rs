@@ -1,0 +1,130 @@
+//! What proves a boot dead: power (safety §3), elapsed time (§4), a human's word (§5).
+
+use stockade_crds::v1alpha1::{Confirmation, FenceAction, ProofKind};
+
+use super::calls::{calls, counts_since, device, levels, ordered_blind};
+use crate::ha::host_state::{HostFacts, seconds};
+use crate::world::{FenceRecord, FenceResult, Millis, World};
+
+/// Whether the calls of one device prove its plug off (safety §3).
+pub(super) fn plug_proven(
+    world: &World,
+    calls: &[&FenceRecord],
+    silent_since: Millis,
+    acted: bool,
+    trusted: bool,
+) -> bool {
+    let beat = seconds(world.policy_spec().heartbeat_seconds);
+    calls.iter().any(|off| {
+        if off.action != FenceAction::Off {
+            return false;
+        }
+        let Some(done) = off.finished else { return false };
+        if !world.guards.read_back && off.result == FenceResult::Done {
+            return true;
+        }
+        calls.iter().any(|read| {
+            let reads_off = read.action == FenceAction::Status
+                && read.result == FenceResult::Off
+                && read.started >= done
+                // What was read while the host still beat says nothing of it.
+                && read.started >= silent_since;
+            let before = calls.iter().find(|b| {
+                b.action == FenceAction::Status
+                    && b.result == FenceResult::Off
+                    && b.finished.is_some_and(|f| f <= off.started)
+            });
+            let paced = before.is_some_and(|b| {
+                read.started >= b.started + beat && (trusted || !world.guards.plug_trust)
+            });
+            reads_off && (acted || paced)
+        })
+    })
+}
+
+/// Whether all plugs of some level read off as safety §3 asks.
+pub(super) fn power_proven(world: &World, facts: &HostFacts) -> bool {
+    let since = counts_since(world, facts);
+    let Some(silent_since) = facts.silent_since else { return false };
+    levels(world, facts).iter().any(|level| {
+        !level.devices.is_empty()
+            && level.devices.iter().all(|name| {
+                let Some((device, _)) = device(world, name, &facts.name) else { return false };
+                let status = device.status.clone().unwrap_or_default();
+                if world.guards.plug_trust && status.untrusted_hosts.contains(&facts.name) {
+                    return false;
+                }
+                let trusted = status.trusted_hosts.contains(&facts.name);
+                let calls = calls(world, facts, name, since);
+                let acted = calls.iter().any(|c| ordered_blind(&calls, c));
+                plug_proven(world, &calls, silent_since, acted, trusted)
+            })
+    })
+}
+
+/// Whether elapsed time can prove this boot dead (safety §4).
+pub(super) fn elapsed_possible(world: &World, facts: &HostFacts) -> bool {
+    let declared = world.hosts.get(&facts.name).is_some_and(|h| h.spec.self_fencing);
+    let accepted =
+        world.policy_spec().accepted_proofs.iter().any(|all| all.contains(&ProofKind::Elapsed));
+    let armed = world
+        .agents
+        .get(&facts.name)
+        .and_then(|a| a.status.as_ref())
+        .is_some_and(|s| s.boot_id == facts.boot && s.armed);
+    declared && accepted && armed
+}
+
+/// Milliseconds of silence after which an armed host has reset itself.
+#[must_use]
+pub fn elapsed_bound(timings: &stockade_crds::v1alpha1::SelfFence) -> Millis {
+    let sum = seconds(timings.stop_seconds)
+        + seconds(timings.kill_seconds)
+        + seconds(timings.watchdog_seconds);
+    let drift = u64::try_from(timings.drift_per_mille).unwrap_or(0);
+    sum + sum * drift / 1000 + seconds(timings.margin_seconds)
+}
+
+pub(super) fn elapsed_proven(world: &World, facts: &HostFacts) -> bool {
+    if !elapsed_possible(world, facts) {
+        return false;
+    }
+    let timings = world
+        .agents
+        .get(&facts.name)
+        .and_then(|a| a.status.as_ref())
+        .and_then(|s| s.self_fence.clone())
+        .unwrap_or_else(|| world.policy_spec().self_fence);
+    facts
+        .silent_since
+        .is_some_and(|since| world.now.saturating_sub(since) >= elapsed_bound(&timings))
+}
+
+/// A human's word counts once the host shows no life; a device that can be asked and reads
+/// on needs the second field (safety §5).
+pub(super) fn human_says(
+    world: &World,
+    facts: &HostFacts,
+    word: Option<&Confirmation>,
+) -> Result<(), String> {
+    let Some(word) = word else { return Err("nobody has confirmed it".to_owned()) };
+    let seen = world.policy_spec().heartbeat_seconds;
+    let storage_alive = facts.storage_silence.is_some_and(|s| s < seconds(seen) * 2);
+    if facts.api_silence < seconds(seen) * 2 || storage_alive {
+        return Err("the host shows life; a word does not count while it does".to_owned());
+    }
+    let since = counts_since(world, facts);
+    let reads_on = levels(world, facts).iter().flat_map(|l| &l.devices).any(|d| {
+        calls(world, facts, d, since)
+            .iter()
+            .rfind(|c| c.action == FenceAction::Status)
+            .is_some_and(|c| c.result == FenceResult::On)
+    });
+    if reads_on && !word.although_device_reads_on {
+        return Err(
+            "its device reads on; set spec.confirmation.althoughDeviceReadsOn if you are sure"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
