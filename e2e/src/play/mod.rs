@@ -24,7 +24,7 @@ pub use self::program::{Program, Programs, tail};
 pub use self::tour::tour;
 use crate::bmc::{Bmc, LOGIN};
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
-use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId};
+use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId, Signal};
 
 /// How long any one thing may take. A host's first start probes what its QEMU can do, and a busy
 /// machine takes most of a minute for that.
@@ -152,7 +152,7 @@ impl Cluster {
             .prefix("stockade-play-")
             .tempdir()
             .map_err(PlayError::io("make a folder"))?;
-        let options = Options { controller_manager, ..Options::default() };
+        let options = Options { controller_manager, audit: true, ..Options::default() };
         let plane = ControlPlane::start(options).await?;
         plane.install_charts().await?;
         log.say(format!("control plane at {} with the charts", plane.server()));
@@ -323,6 +323,17 @@ impl Cluster {
         let agent = Program::start(&format!("agent of {name}"), log, command)?;
         self.agents.insert(name.to_owned(), agent);
         Ok(())
+    }
+
+    /// Signals the controller.
+    ///
+    /// # Errors
+    /// It can't be signalled.
+    pub fn signal_controller(&self, signal: Signal) -> Result<(), PlayError> {
+        let pid = i32::try_from(self.controller.child().id()).ok();
+        let process = pid.and_then(ProcessId::of);
+        let process = process.ok_or_else(|| PlayError::Ended("controller".to_owned()))?;
+        process.signal(signal).map_err(PlayError::io("signal the controller"))
     }
 
     /// A host's BMC.

@@ -2,6 +2,7 @@
 
 use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STALLED, VALID};
 use stockade_crds::conditions::{PAUSED, TOLERATES_HOST_FAILURE};
+use stockade_crds::names::host_fence_name;
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
     AgentLock, AgentStorage, Automation, AvailabilityPolicySpec, AvailabilityPolicyStatus,
@@ -209,7 +210,7 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStat
             Decided::new(READY, true, word, why.clone())
         }
         (Some(why), HostState::Joining) => Decided::new(READY, None, word, why.clone()),
-        (Some(why), _) => Decided::new(READY, false, word, why.clone()),
+        (Some(why), _) => Decided::new(READY, false, word, explained(facts, why)),
     };
     let alive = Decided::new(
         AGENT_ALIVE,
@@ -259,6 +260,32 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStat
         _ => Decided::new(STALLED, false, "NotStalled", ""),
     };
     Report { status, conditions: vec![ready, alive, fencing, stalled] }
+}
+
+/// Why a host is not Ready, in a sentence that says what comes next.
+fn explained(facts: &HostFacts, why: &str) -> String {
+    let fence = host_fence_name(&facts.name, &facts.boot);
+    match facts.state {
+        HostState::Suspect => "has missed beats; its power is read if it can be".to_owned(),
+        HostState::Isolated => {
+            "is silent to the API but alive on storage: its VMs run on there".to_owned()
+        }
+        HostState::Lost => {
+            "is silent on every path; its VMs wait for proof that it is dead".to_owned()
+        }
+        HostState::Fencing => {
+            format!("is silent, and its power is being cut; see HostFence {fence}")
+        }
+        HostState::AwaitingProof => format!(
+            "is silent, and nothing proves it dead by itself: its VMs wait for a human's word; see \
+             HostFence {fence}"
+        ),
+        HostState::Fenced => {
+            let proof = facts.proof.map(|proof| format!(" ({proof:?})")).unwrap_or_default();
+            format!("its last boot is proven dead{proof}; give it power and it joins again")
+        }
+        _ => why.to_owned(),
+    }
 }
 
 fn storage_status(

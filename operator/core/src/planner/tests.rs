@@ -557,3 +557,21 @@ fn a_host_that_was_off_and_boots_again_keeps_its_plugs_trust_and_is_tested_anew(
     assert_eq!(report.status.trusted_hosts, ["h1"]);
     assert_eq!(fence_calls(&plan, "h1"), [FenceAction::Status]);
 }
+
+#[test]
+fn a_host_that_is_not_ready_says_what_comes_next() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.beat(&["h2", "h3"], 12);
+    let said = |bed: &Bed| {
+        let plan = plan(&bed.world);
+        let (_, report) = plan.hosts.iter().find(|(name, _)| name == "h1").unwrap();
+        report.conditions.iter().find(|c| c.type_ == "Ready").unwrap().message.clone()
+    };
+    assert!(said(&bed).contains("wait for proof"), "{}", said(&bed));
+    bed.certificate("h1", json!({"proof": "Power"}));
+    assert!(said(&bed).contains("proven dead (Power); give it power"), "{}", said(&bed));
+    bed.world.fences.clear();
+    bed.world.hosts.insert("h1".into(), host_object("h1", json!({})));
+    assert!(said(&bed).contains("human's word; see HostFence h1-"), "{}", said(&bed));
+}
