@@ -24,6 +24,8 @@ pub const VALID: &str = "Valid";
 pub const TOLERATES_HOST_FAILURE: &str = "ToleratesHostFailure";
 /// Automation is paused.
 pub const PAUSED: &str = "Paused";
+/// The host was asked to be emptied; whether it is.
+pub const DRAINED: &str = "Drained";
 /// A second copy of a VM was seen.
 pub const DOUBLE_RUN: &str = "DoubleRun";
 

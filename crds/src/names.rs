@@ -15,6 +15,10 @@ pub const REQUEST_ANNOTATION: &str = "stockade.dev/request";
 /// Verb of a request that takes a found copy in: `adopt/<host>/<id>`, a human's word that the
 /// copy on that host is the VM.
 pub const ADOPT: &str = "adopt";
+/// Label on a move that Stockade ordered itself: why.
+pub const CAUSE_LABEL: &str = "stockade.dev/cause";
+/// Label on a move that was ordered because a member of the VM's group moves: that move's name.
+pub const LEADER_LABEL: &str = "stockade.dev/leader";
 /// Name of the heartbeat Lease and of the HostAgent in a host's namespace.
 pub const AGENT_OBJECT: &str = "agent";
 /// Annotation of the heartbeat Lease: the storage beats that this host sees, as JSON.

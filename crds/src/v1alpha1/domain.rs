@@ -149,6 +149,12 @@ pub struct MigrationOrder {
     #[serde(default)]
     #[schemars(length(max = 253))]
     pub peer_address: String,
+    /// The other side's epoch.
+    #[serde(default)]
+    pub peer_epoch: i64,
+    /// The boot that holds the other side's epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_boot: Option<BootReference>,
     /// How far it may go.
     pub step: MigrationStep,
     /// Bandwidth limit in MiB a second; 0: none.

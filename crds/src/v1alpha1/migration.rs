@@ -39,13 +39,9 @@ pub struct VirtualMachineMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 49))]
     pub target: Option<String>,
-    /// Live, or by stop and start.
-    #[serde(default = "live")]
-    pub live: bool,
-}
-
-fn live() -> bool {
-    true
+    /// Live, or by stop and start; absent: as the VM's `spec.migration.live` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<bool>,
 }
 
 /// What has become of a move.

@@ -472,10 +472,41 @@ pub struct VirtualMachineStatus {
     /// The host that it waits for instead of being started elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<WaitsFor>,
+    /// The move that is under way, or whose last side is not settled yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<VmMove>,
     /// Conditions, Ready first.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A move under way, as the VM's status holds it: set and cleared by compare-and-swap.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VmMove {
+    /// Name of the VirtualMachineMigration.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Uid of the VirtualMachineMigration: the identity of the move.
+    #[schemars(length(min = 1, max = 64))]
+    pub uid: String,
+    /// The host that it leaves.
+    #[schemars(length(min = 1, max = 49))]
+    pub source: String,
+    /// The host that it goes to.
+    #[schemars(length(min = 1, max = 49))]
+    pub target: String,
+    /// Live, or by stop and start.
+    pub live: bool,
+    /// Epoch of the source.
+    pub source_epoch: i64,
+    /// Epoch of the target; 0: not ordered yet. That of a move that was called off is burnt.
+    #[serde(default)]
+    pub epoch: i64,
+    /// By stop and start: it could not start on the target and starts where it was.
+    #[serde(default)]
+    pub returning: bool,
 }
 
 /// The words of the STATUS column of a VM.

@@ -21,6 +21,8 @@ pub(crate) struct Look {
     pub(crate) lock: Option<Option<AgentLock>>,
     /// Read the machine's facts.
     pub(crate) facts: bool,
+    /// VMs whose move away may be under way.
+    pub(crate) moving: Vec<String>,
 }
 
 /// What it saw.
@@ -33,12 +35,24 @@ pub(crate) struct Seen {
     pub(crate) reasons: BTreeMap<String, StopReason>,
     pub(crate) hook: Option<bool>,
     pub(crate) lock: Option<bool>,
+    /// Moves that are under way, and how far; `None`: none is.
+    pub(crate) jobs: BTreeMap<String, Option<u64>>,
 }
 
 /// Looks once.
 pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
     let hypervisor = &context.ports.hypervisor;
     let mut seen = Seen { began: look.began, ..Seen::default() };
+    // Before the list: what is listed as running after its job was over did not leave.
+    for uid in &look.moving {
+        match timed("read move", uid, 3, hypervisor.migration_job(uid)).await {
+            Ok(job) => {
+                seen.jobs.insert(uid.clone(), job);
+            }
+            Err(error) if error.is_unknown() => break,
+            Err(_) => {}
+        }
+    }
     match timed("list", "domains", 5, hypervisor.list()).await {
         Ok(domains) => {
             seen.live = Some(domains.into_iter().map(|d| (d.uuid.clone(), d)).collect());

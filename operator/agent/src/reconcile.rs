@@ -9,6 +9,7 @@ use futures::stream::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use stockade_core::agent::decide::STORAGE_LOST;
+use stockade_core::agent::moves::{Copy, CopyEnd, Job, source_order};
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, status_of};
@@ -19,7 +20,7 @@ use stockade_crds::v1alpha1::{
 use stockade_host::ports::HypervisorEvent;
 use tokio::task::JoinSet;
 
-use crate::act::{Done, act};
+use crate::act::{Done, act, copy};
 use crate::context::{Context, locked, timed};
 use crate::observe::{Inspected, Look, Seen, inspect, look};
 use crate::report::{Report, Reported, report};
@@ -66,6 +67,8 @@ enum News {
     Reported(Box<Reported>),
     Inspected(Inspected),
     Armed,
+    /// A move away is over: VM, its identity, what it came to.
+    Copied(String, String, CopyEnd),
 }
 
 /// An order with the version up to which its status is ours.
@@ -222,6 +225,13 @@ impl Loop {
                 }
             }
             News::Armed => self.arming = false,
+            News::Copied(uid, id, end) => {
+                tracing::info!(vm = uid, ?end, "the copy is over");
+                self.look_again = true;
+                self.acted.insert(uid.clone(), self.context.now());
+                let memory = self.memory.entry(uid).or_default();
+                memory.copy = Some(Copy { id, end: Some(end) });
+            }
         }
     }
 
@@ -295,6 +305,11 @@ impl Loop {
         for (uid, vm) in &journal.vms {
             if vm.launched && !vm.released {
                 request.epochs.insert(uid.clone(), (vm.epoch, vm.name.clone()));
+            }
+            let order = self.orders.as_ref().and_then(|o| o.get(uid));
+            let source = order.and_then(|known| source_order(&known.order.spec));
+            if source.is_some_and(|m| vm.moving.as_ref() == Some(&m.id)) && vm.end.is_none() {
+                request.moving.push(uid.clone());
             }
         }
         if !self.hook && self.probed_at.is_none_or(|at| now.saturating_sub(at) >= 2_000) {
@@ -382,6 +397,13 @@ impl Loop {
         }
         for (uid, reason) in &seen.reasons {
             self.memory.entry(uid.clone()).or_default().stopped.get_or_insert(*reason);
+        }
+        for (uid, job) in &seen.jobs {
+            let memory = self.memory.entry(uid.clone()).or_default();
+            let moved = job.unwrap_or(0);
+            let before = memory.job.filter(|j| j.moved == moved);
+            let since = before.map_or(now, |j| j.since);
+            memory.job = Some(Job { active: job.is_some(), moved, since });
         }
         for (uid, known) in self.orders.iter().flatten() {
             let memory = self.memory.entry(uid.clone()).or_default();
@@ -481,9 +503,18 @@ impl Loop {
                     memory.storage_lost |= matches!(action, HostAction::Abandon { .. });
                 }
                 HostAction::Shutdown => memory.shutdown_asked = Some(now),
-                HostAction::Start => {
+                HostAction::Start | HostAction::Prepare => {
                     memory.stopped = None;
                     memory.missing_since = None;
+                }
+                HostAction::Migrate { .. } => {
+                    memory.copy = None;
+                    memory.job = None;
+                    memory.abort_asked = None;
+                }
+                HostAction::AbortMove => {
+                    let first = memory.abort_asked.map_or(now, |(first, _)| first);
+                    memory.abort_asked = Some((first, now));
                 }
                 _ => {}
             }
@@ -505,8 +536,17 @@ impl Loop {
             .and_then(|o| o.get(&done.uid))
             .filter(|_| done.action == Some(HostAction::DeleteDisks) && done.trouble.is_empty())
             .map(|known| known.order.spec.order_id);
-        let memory = self.memory.entry(done.uid).or_default();
+        let memory = self.memory.entry(done.uid.clone()).or_default();
         memory.busy = None;
+        if let Some((id, request)) = done.copy {
+            memory.copy = Some(Copy { id: id.clone(), end: None });
+            memory.job = None;
+            let (context, uid) = (Arc::clone(&self.context), done.uid);
+            self.tasks.spawn(async move {
+                let end = copy(&context, &request).await;
+                News::Copied(uid, id, end)
+            });
+        }
         memory.highest_record = memory.highest_record.max(done.highest_record);
         if let Some(order_id) = deleted {
             memory.deleted_order = order_id;

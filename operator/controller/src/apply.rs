@@ -1,6 +1,7 @@
 //! Carries intents out: every write with the version it was decided on, and only while this
 //! process leads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -14,7 +15,8 @@ use serde_json::json;
 use stockade_core::plan::{Basis, DomainWrite, Intent, Plan, ReliesOn};
 use stockade_core::world::{Key, World};
 use stockade_crds::names::{
-    AGENT_OBJECT, FINALIZER, HOST_LABEL, VM_NAME_LABEL, VM_NAMESPACE_LABEL, host_namespace,
+    AGENT_OBJECT, CAUSE_LABEL, FINALIZER, HOST_LABEL, LEADER_LABEL, VM_NAME_LABEL,
+    VM_NAMESPACE_LABEL, host_namespace,
 };
 use stockade_crds::v1alpha1::{
     Domain, HostAgent, HostFence, VirtualMachine, VirtualMachineMigration,
@@ -138,15 +140,42 @@ async fn one(
             fencing::server(shared, fencing::ServerAct::Admit, storage, host, "");
             Ok(Vec::new())
         }
-        Intent::CreateMigration { key, spec, cause } => {
+        Intent::CreateMigration { key, spec, cause, leader } => {
             let api: Api<VirtualMachineMigration> =
                 Api::namespaced(shared.client(), &key.namespace);
             let mut object = VirtualMachineMigration::new(&key.name, spec.clone());
-            object.metadata.labels =
-                Some([("stockade.dev/cause".to_owned(), (*cause).to_owned())].into());
+            let mut labels = BTreeMap::from([(CAUSE_LABEL.to_owned(), (*cause).to_owned())]);
+            if let Some(leader) = leader {
+                labels.insert(LEADER_LABEL.to_owned(), leader.clone());
+            }
+            object.metadata.labels = Some(labels);
+            object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
             let call = api.create(&post, &object);
             let answer = request(|| format!("creating move {key}"), call).await?;
             Ok(vec![Change::VirtualMachineMigration(Event::Apply(answer))])
+        }
+        Intent::MigrationFinalizer { key, basis, add } => {
+            let api: Api<VirtualMachineMigration> =
+                Api::namespaced(shared.client(), &key.namespace);
+            let Some(known) = world.migrations.get(key) else { return Ok(Vec::new()) };
+            let mut finalizers = known.metadata.finalizers.clone().unwrap_or_default();
+            finalizers.retain(|f| f != FINALIZER);
+            if *add {
+                finalizers.push(FINALIZER.to_owned());
+            }
+            let patch = Patch::Merge(json!({"metadata": {
+                "uid": basis.uid,
+                "resourceVersion": basis.version,
+                "finalizers": finalizers,
+            }}));
+            let params = PatchParams::default();
+            let call = api.patch(&key.name, &params, &patch);
+            let answer = request(|| format!("setting the finalizer of move {key}"), call).await?;
+            Ok(if *add {
+                vec![Change::VirtualMachineMigration(Event::Apply(answer))]
+            } else {
+                Vec::new()
+            })
         }
         Intent::DeleteMigration { key, basis } => {
             let api: Api<VirtualMachineMigration> =

@@ -94,6 +94,11 @@ fn note_since(cache: &mut Cache, now: u64) {
         let Some(word) = &fence.spec.confirmation else { continue };
         facts.push((format!("fence-word/{}", key.name), format!("{}/{}", word.by, word.reason)));
     }
+    for migration in cache.migrations.objects.values() {
+        let outcome = migration.status.as_ref().map(|s| s.outcome).unwrap_or_default();
+        let uid = migration.metadata.uid.clone().unwrap_or_default();
+        facts.push((format!("migration/{uid}"), format!("{outcome:?}")));
+    }
     let live: std::collections::BTreeSet<String> = facts.iter().map(|(k, _)| k.clone()).collect();
     cache.seen.retain(|what, _| live.contains(what));
     for (what, print) in facts {

@@ -13,6 +13,7 @@ pub mod agent;
 pub mod gate;
 pub mod ha;
 pub mod hosts;
+pub mod moves;
 pub mod placement;
 pub mod plan;
 pub mod planner;

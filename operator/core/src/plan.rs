@@ -166,6 +166,17 @@ pub enum Intent {
         spec: VirtualMachineMigrationSpec,
         /// Why: a CamelCase word, kept as a label.
         cause: &'static str,
+        /// The move that it goes along with, kept as a label.
+        leader: Option<String>,
+    },
+    /// Keeps a move until its end is known, or lets it go.
+    MigrationFinalizer {
+        /// The move.
+        key: Key,
+        /// Its version.
+        basis: Basis,
+        /// Keep it.
+        add: bool,
     },
     /// Removes a move that is over, or that is called off.
     DeleteMigration {

@@ -146,6 +146,9 @@ pub trait Hypervisor: Send + Sync {
     fn prepare_incoming<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<()>>;
     /// Moves a running domain to a peer; returns when it is over.
     fn migrate<'a>(&'a self, request: &'a MigrateRequest) -> BoxFuture<'a, HostResult<()>>;
+    /// The job of a move away that is under way, if one is: how far it is, in any unit that
+    /// rises while it gets on.
+    fn migration_job<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<u64>>>;
     /// Aborts a running move; the outcome is read by `list`.
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>>;
     /// Asks the guest to shut down.

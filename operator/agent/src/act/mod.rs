@@ -1,8 +1,11 @@
 //! Carries one action out. Every step has its time; what is lost is observed again.
 
 mod adopt;
+mod moves;
 mod release;
 mod start;
+
+pub(crate) use moves::copy;
 
 use std::sync::Arc;
 
@@ -10,6 +13,8 @@ use stockade_core::agent::HostAction;
 use stockade_core::agent::observed::Order;
 use stockade_core::agent::types::{LiveChange, Started};
 use stockade_crds::v1alpha1::LockReport;
+
+use stockade_host::ports::MigrateRequest;
 
 use crate::context::{Context, timed};
 
@@ -27,6 +32,8 @@ pub(crate) struct Done {
     pub(crate) lock: Option<LockReport>,
     pub(crate) resized: Option<(i32, i64, LiveChange)>,
     pub(crate) highest_record: i64,
+    /// A move away that was remembered and is to be handed to the hypervisor.
+    pub(crate) copy: Option<(String, MigrateRequest)>,
 }
 
 /// Carries `action` out for the VM `uid`; `order` is there if it is for this host.
@@ -124,13 +131,39 @@ async fn perform(
                 .await
         }
         HostAction::Release { epoch, end, history } => {
-            let settled = order.is_some_and(|o| o.spec.settled_through >= *epoch);
+            let moving = context.journal.vm(uid).and_then(|vm| vm.moving);
+            let settled = order.is_some_and(|o| o.spec.settled_through >= *epoch)
+                || moves::left_by_order(order, moving.as_deref());
             release::release(context, uid, *epoch, *end, *history, settled).await
         }
         HostAction::Void { epoch, end, message } => {
             release::void(context, uid, *epoch, *end, order).await?;
             done.trouble.clone_from(message);
             Ok(())
+        }
+        HostAction::Prepare => match order {
+            Some(order) => moves::prepare(context, order, done).await,
+            None => Ok(()),
+        },
+        HostAction::Arrived => {
+            context
+                .journal
+                .update(uid, |vm| {
+                    vm.incoming = false;
+                    vm.returned = true;
+                    Ok(())
+                })
+                .await
+        }
+        HostAction::Migrate { id } => {
+            let Some(order) = order else { return Ok(()) };
+            let request = moves::begin(context, order, id).await?;
+            done.copy = Some((id.clone(), request));
+            Ok(())
+        }
+        HostAction::AbortMove => {
+            let call = hypervisor.abort_migration(uid);
+            timed("abort move", uid, CALL_SECONDS, call).await.map_err(text)
         }
         HostAction::DeleteDisks => {
             for disk in order.iter().flat_map(|o| &o.spec.delete_disks) {

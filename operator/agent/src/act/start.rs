@@ -6,7 +6,7 @@ use stockade_core::agent::observed::{Order, writable_disks};
 use stockade_core::agent::records::{Verdict, judge};
 use stockade_core::agent::types::{Beat, JournalVm, OwnerRecord, Presence, RecordState};
 use stockade_crds::names::domain_name;
-use stockade_crds::v1alpha1::{DomainSpec, End, LockReport, Want};
+use stockade_crds::v1alpha1::{DomainSpec, End, LockReport};
 use stockade_host::HostError;
 use stockade_host::ports::Linked;
 
@@ -123,7 +123,7 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
 }
 
 /// The last counters of every boot that the order names dead, on every storage it uses.
-async fn dead_beats(
+pub(super) async fn dead_beats(
     context: &Context,
     spec: &DomainSpec,
 ) -> Result<BTreeMap<String, Vec<Beat>>, Stop> {
@@ -233,7 +233,7 @@ pub(super) fn record(
 }
 
 /// Reads the order again: the same object, epoch and wish, and the disks that were taken.
-async fn still_ordered(context: &Context, order: &Order) -> Result<DomainSpec, Stop> {
+pub(super) async fn still_ordered(context: &Context, order: &Order) -> Result<DomainSpec, Stop> {
     let uid = &order.spec.vm.uid;
     let fresh = request(context.domains().get(uid))
         .await
@@ -242,7 +242,9 @@ async fn still_ordered(context: &Context, order: &Order) -> Result<DomainSpec, S
         && fresh.spec.epoch == order.spec.epoch
         && fresh.spec.boot_id == order.spec.boot_id
         && fresh.spec.host_uid == order.spec.host_uid
-        && fresh.spec.want == Want::Running
+        && fresh.spec.want == order.spec.want
+        && fresh.spec.migration.as_ref().map(|m| (&m.id, m.step))
+            == order.spec.migration.as_ref().map(|m| (&m.id, m.step))
         && fresh.spec.machine.disks == order.spec.machine.disks;
     if same { Ok(fresh.spec) } else { Err(Stop::Later("the order has changed".into())) }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use stockade_crds::v1alpha1::{DomainSpec, End, Want};
 
+use super::moves;
 use super::observed::{Live, Observed, VmMemory};
 use super::types::{JournalVm, LiveChange, LiveDomain, LiveState, Presence, StopReason};
 
@@ -94,6 +95,17 @@ pub enum HostAction {
         /// Why; empty if it was ordered so.
         message: String,
     },
+    /// Get ready to take the VM in from a live move: journal, records, listener.
+    Prepare,
+    /// It came in and runs here: remember it.
+    Arrived,
+    /// Move it away: remember the move, then hand it to the hypervisor.
+    Migrate {
+        /// Identity of the move.
+        id: String,
+    },
+    /// Call the move away off.
+    AbortMove,
     /// The epoch is settled: delete the disks that the order names.
     DeleteDisks,
 }
@@ -142,6 +154,7 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
         && j.launched
         && j.open
         && o.guards.close
+        && !comes_in(o, uid, j)
     {
         return Some(HostAction::Close);
     }
@@ -164,10 +177,11 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
         && j.epoch < order.epoch
         && j.launched
         && !j.released
-        && j.boot_id == o.boot_id
+        && (j.boot_id == o.boot_id || live == Live::Absent)
         && !matches!(live, Live::Present(_))
     {
-        // The epoch before must be settled here before anything else.
+        // The epoch before must be settled here before anything else: this boot's, or what
+        // an earlier boot left of it.
         return ended(o, j, live, memory, Some(order.want), now)
             .or_else(|| kill_unlisted(order, j, memory, now));
     }
@@ -180,11 +194,23 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
     {
         return Some(HostAction::Abandon { epoch: d.epoch });
     }
+    if let Some(action) = current.and_then(|j| moves::source(o, order, j, live, memory, now)) {
+        return Some(action);
+    }
     match order.want {
         Want::Running => run(o, order, current, live, memory, now),
         Want::Stopped | Want::Killed => stopped(o, order, current, live, memory, now),
-        Want::Incoming => None,
+        Want::Incoming => moves::incoming(o, order, current, live, memory, now),
     }
+}
+
+/// Whether the hook is to let this epoch come in still.
+fn comes_in(o: &Observed, uid: &str, j: &JournalVm) -> bool {
+    o.order(uid).is_some_and(|order| {
+        order.spec.want == Want::Incoming
+            && order.spec.epoch == j.epoch
+            && !o.is_history(&order.spec)
+    })
 }
 
 fn run(
@@ -197,6 +223,12 @@ fn run(
 ) -> Option<HostAction> {
     match (live, current) {
         (Live::Present(d), Some(j)) if d.epoch == order.epoch && j.launched => {
+            if j.incoming {
+                return arrive(o, order, d);
+            }
+            if moves::holds(order, j) {
+                return None;
+            }
             converge(o, order, j, d, memory)
         }
         (Live::Present(d), _) if d.epoch == order.epoch => {
@@ -228,6 +260,17 @@ fn run(
                 message: blocker,
             })
         }
+    }
+}
+
+/// The move was committed: the copy that came in goes on if it does not run yet.
+fn arrive(o: &Observed, order: &DomainSpec, live: &LiveDomain) -> Option<HostAction> {
+    match live.state {
+        LiveState::Running => Some(HostAction::Arrived),
+        LiveState::Switched | LiveState::Paused if !order.paused && !o.suspended => {
+            Some(HostAction::Resume)
+        }
+        _ => None,
     }
 }
 
@@ -321,7 +364,7 @@ fn kill_unlisted(
 }
 
 /// Releases an epoch whose process is gone.
-fn ended(
+pub(super) fn ended(
     o: &Observed,
     j: &JournalVm,
     live: Live<'_>,
@@ -353,12 +396,15 @@ fn ended(
             return None;
         }
     }
-    let end = j.end.unwrap_or_else(|| how_it_ended(memory, want, history));
+    let end = j.end.unwrap_or_else(|| how_it_ended(j, memory, want, history));
     Some(HostAction::Release { epoch: j.epoch, end, history })
 }
 
 /// How an epoch ended that the journal knows as launched.
-fn how_it_ended(memory: &VmMemory, want: Option<Want>, history: bool) -> End {
+fn how_it_ended(j: &JournalVm, memory: &VmMemory, want: Option<Want>, history: bool) -> End {
+    if j.incoming {
+        return End::Void;
+    }
     if history {
         return End::HostRestarted;
     }
@@ -392,7 +438,7 @@ fn history(
             if o.guards.gone && memory.presence != Presence::Gone {
                 return None;
             }
-            let end = j.end.unwrap_or(End::HostRestarted);
+            let end = j.end.unwrap_or(if j.incoming { End::Void } else { End::HostRestarted });
             Some(HostAction::Release { epoch: j.epoch, end, history: true })
         }
         _ => Some(HostAction::Void {

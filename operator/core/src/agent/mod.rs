@@ -19,12 +19,15 @@
 
 pub mod decide;
 pub mod hook;
+pub mod moves;
 pub mod observed;
 pub mod records;
 pub mod self_fence;
 pub mod status;
 pub mod types;
 
+#[cfg(test)]
+mod moves_tests;
 #[cfg(test)]
 mod tests;
 

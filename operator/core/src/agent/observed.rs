@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use stockade_crds::v1alpha1::{DomainSpec, DomainStatus, LockKind, LockReport, StorageReport};
 
 use super::Guards;
+use super::moves::{Copy, Job};
 use super::types::{
     JournalState, JournalVm, LiveChange, LiveDomain, Presence, Started, StopReason,
 };
@@ -79,6 +80,12 @@ pub struct VmMemory {
     pub highest_record: i64,
     /// The order whose disks were deleted.
     pub deleted_order: i64,
+    /// The call that moves it away.
+    pub copy: Option<Copy>,
+    /// The move's job, as last read; `None`: not read yet.
+    pub job: Option<Job>,
+    /// When the move away was first and last called off.
+    pub abort_asked: Option<(u64, u64)>,
 }
 
 impl Default for VmMemory {
@@ -102,6 +109,9 @@ impl Default for VmMemory {
             resized: None,
             highest_record: 0,
             deleted_order: 0,
+            copy: None,
+            job: None,
+            abort_asked: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Judging the owner records beside a disk before a start (safety §1, §2.5).
 
-use stockade_crds::v1alpha1::DomainSpec;
+use stockade_crds::v1alpha1::{DomainSpec, MigrationSide, Want};
 
 use super::Guards;
 use super::types::{OwnerRecord, RecordState};
@@ -77,6 +77,10 @@ pub fn judge(
         if record.state != RecordState::Void {
             verdict.ran = true;
         }
+        // The source of a live move holds its epoch beside the target's (safety §8.1).
+        if is_source(record, order, cluster_id) {
+            continue;
+        }
         if guards.older_record && !is_settled(record, order, cluster_id) {
             return refuse(held(record));
         }
@@ -91,6 +95,22 @@ pub fn judge(
     verdict.voids =
         (first..order.epoch).filter(|e| !records.iter().any(|r| r.epoch == *e)).collect();
     Ok(verdict)
+}
+
+/// Whether a record is that of the copy which a live move brings here.
+fn is_source(record: &OwnerRecord, order: &DomainSpec, cluster_id: &str) -> bool {
+    let part = order.migration.as_ref().filter(|m| {
+        m.side == MigrationSide::Target
+            && order.want == Want::Incoming
+            && m.peer_epoch == record.epoch
+    });
+    part.and_then(|m| m.peer_boot.as_ref()).is_some_and(|boot| {
+        record.state == RecordState::Held
+            && record.vm_uid == order.vm.uid
+            && record.host_uid == boot.host_uid
+            && record.boot_id == boot.boot_id
+            && record.cluster_id == cluster_id
+    })
 }
 
 /// Whether an older record no longer stands in the way.

@@ -1,10 +1,9 @@
 //! What is said of an order in `Domain.status`.
 
-use stockade_crds::v1alpha1::{
-    DomainState, DomainStatus, End, MigrationReport, MigrationState, Want,
-};
+use stockade_crds::v1alpha1::{DomainState, DomainStatus, End, Want};
 
 use super::decide::{UNDEAD, pending_restart};
+use super::moves;
 use super::observed::{Live, Observed, Order, VmMemory};
 use super::types::{JournalVm, LiveDomain, LiveState, Presence};
 
@@ -17,7 +16,7 @@ pub fn status_of(o: &Observed, vm_uid: &str, now: u64) -> Option<DomainStatus> {
     let order = o.order(vm_uid)?;
     let fallback = VmMemory::default();
     let memory = o.memory.get(vm_uid).unwrap_or(&fallback);
-    let mut status = base(o, order, memory);
+    let mut status = base(o, order, memory, now);
     let spec = &order.spec;
     if o.journal.is_none() {
         status.message = "the agent's journal can't be read or written: nothing is started; mend \
@@ -49,7 +48,7 @@ pub fn status_of(o: &Observed, vm_uid: &str, now: u64) -> Option<DomainStatus> {
 }
 
 /// What stays of the last status of the same epoch.
-fn base(o: &Observed, order: &Order, memory: &VmMemory) -> DomainStatus {
+fn base(o: &Observed, order: &Order, memory: &VmMemory, now: u64) -> DomainStatus {
     let kept = order.status.clone().filter(|s| s.epoch == order.spec.epoch).unwrap_or_default();
     let mut status = DomainStatus {
         order_id: order.spec.order_id,
@@ -65,12 +64,7 @@ fn base(o: &Observed, order: &Order, memory: &VmMemory) -> DomainStatus {
     if memory.lock.is_some() {
         status.lock.clone_from(&memory.lock);
     }
-    // Refused by name, so that the move is called off and its VM runs on where it is.
-    status.migration = order.spec.migration.as_ref().map(|m| MigrationReport {
-        id: m.id.clone(),
-        state: MigrationState::Failed,
-        message: "this agent moves no VM live yet; move it by stop and start".into(),
-    });
+    status.migration = moves::report(o, &order.spec, o.live(&order.spec.vm.uid), memory, now);
     if let Some(addresses) = &memory.addresses {
         status.addresses.clone_from(addresses);
     }
@@ -148,6 +142,10 @@ fn launched(
                 return None;
             }
             status.state = DomainState::StopFailed;
+        }
+        // Ready: the hypervisor lists it once the copy has begun.
+        Live::Absent if j.incoming && order.spec.want == Want::Incoming => {
+            status.state = DomainState::Incoming;
         }
         Live::Absent => {
             let lasts = memory.missing_since.is_some_and(|at| now.saturating_sub(at) >= UNDEAD);

@@ -10,10 +10,10 @@ use super::observed::{Order, VmMemory};
 use super::types::*;
 use super::*;
 
-const UID: &str = "u1";
+pub(super) const UID: &str = "u1";
 const DISK: &str = "/vms/a.qcow2";
 
-fn order(epoch: i64, want: Want) -> DomainSpec {
+pub(super) fn order(epoch: i64, want: Want) -> DomainSpec {
     let disk = MachineDisk {
         name: "root".into(),
         storage: "vms".into(),
@@ -44,7 +44,11 @@ fn order(epoch: i64, want: Want) -> DomainSpec {
     }
 }
 
-fn world(spec: Option<DomainSpec>, vm: Option<JournalVm>, live: Option<LiveDomain>) -> Observed {
+pub(super) fn world(
+    spec: Option<DomainSpec>,
+    vm: Option<JournalVm>,
+    live: Option<LiveDomain>,
+) -> Observed {
     let orders =
         spec.map(|spec| (UID.to_owned(), Order { object_uid: "o".into(), spec, status: None }));
     Observed {
@@ -62,7 +66,7 @@ fn world(spec: Option<DomainSpec>, vm: Option<JournalVm>, live: Option<LiveDomai
     }
 }
 
-fn live(epoch: i64, state: LiveState) -> LiveDomain {
+pub(super) fn live(epoch: i64, state: LiveState) -> LiveDomain {
     LiveDomain {
         name: "shop.db".into(),
         uuid: UID.into(),
@@ -74,7 +78,7 @@ fn live(epoch: i64, state: LiveState) -> LiveDomain {
     }
 }
 
-fn ran(epoch: i64) -> JournalVm {
+pub(super) fn ran(epoch: i64) -> JournalVm {
     JournalVm {
         epoch,
         boot_id: "b1".into(),
@@ -85,14 +89,14 @@ fn ran(epoch: i64) -> JournalVm {
     }
 }
 
-fn gone(o: &mut Observed) -> &mut VmMemory {
+pub(super) fn gone(o: &mut Observed) -> &mut VmMemory {
     let memory = o.memory.entry(UID.into()).or_default();
     memory.presence = Presence::Gone;
     memory.missing_since = Some(0);
     memory
 }
 
-fn only(o: &Observed, now: u64) -> Option<HostAction> {
+pub(super) fn only(o: &Observed, now: u64) -> Option<HostAction> {
     decide(o, now).into_iter().next().map(|(_, action)| action)
 }
 
@@ -275,30 +279,7 @@ fn a_boot_certified_dead_suspends_and_never_resumes() {
     assert_eq!(only(&o, 0), None);
 }
 
-#[test]
-fn a_live_move_is_refused_by_name_on_both_sides() {
-    let mut spec = order(2, Want::Incoming);
-    spec.migration = Some(MigrationOrder {
-        id: "m1".into(),
-        side: MigrationSide::Target,
-        peer: "h2".into(),
-        peer_address: String::new(),
-        step: MigrationStep::Prepare,
-        bandwidth_mib_per_second: 0,
-        downtime_limit_milliseconds: 0,
-    });
-    let target = world(Some(spec.clone()), None, None);
-    assert_eq!(only(&target, 1_000_000), None);
-    spec.want = Want::Running;
-    let source = world(Some(spec), Some(ran(2)), Some(live(2, LiveState::Running)));
-    assert_eq!(only(&source, 0), None);
-    for o in [target, source] {
-        let report = status_of(&o, UID, 0).expect("said").migration.expect("reported");
-        assert_eq!((report.id.as_str(), report.state), ("m1", MigrationState::Failed));
-    }
-}
-
-fn record(epoch: i64, state: RecordState) -> OwnerRecord {
+pub(super) fn record(epoch: i64, state: RecordState) -> OwnerRecord {
     OwnerRecord {
         cluster_id: "c".into(),
         vm_uid: UID.into(),

@@ -158,6 +158,10 @@ pub struct JournalVm {
     pub launched: bool,
     /// The start's call is known to be over, so that nothing can come of it any more.
     pub returned: bool,
+    /// The live move away from here that was handed to the hypervisor: at most once each.
+    pub moving: Option<String>,
+    /// It comes in by a live move and was never seen to run here.
+    pub incoming: bool,
     /// Known to have ended, and how.
     pub end: Option<End>,
     /// Gone and drained.

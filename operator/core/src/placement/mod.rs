@@ -27,7 +27,7 @@ mod unit;
 pub use cluster::Cluster;
 pub use drain::{DrainPlan, drain_plan};
 pub use model::{Acceptance, HostRow, Movable, Refusal, Unplaceable, VmKey, VmRow};
-pub use moves::{Move, Mover, failback, move_of};
+pub use moves::{Move, Mover, failback, join_of, move_of};
 pub use place::{Mode, place};
 pub use rebalance::{By, rebalance};
 pub use repair::{repair, violations};

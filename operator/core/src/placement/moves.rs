@@ -95,6 +95,39 @@ pub fn move_of(cluster: &Cluster, key: &VmKey, to: Option<&str>) -> Result<Move,
     }
 }
 
+/// A move of the VM `key` after members of its group that are on their way to another host;
+/// `None`: none is, or not to `to`.
+///
+/// # Errors
+/// Why it can't follow them.
+pub fn join_of(
+    cluster: &Cluster,
+    key: &VmKey,
+    to: Option<&str>,
+) -> Option<Result<Move, Unplaceable>> {
+    let vm = cluster.vm(key)?;
+    let group = cluster.rules.group(vm);
+    let ahead = running(cluster, group).find(|m| *m != vm && cluster.on.get(*m).len() > 1)?;
+    let target = *cluster.on.get(ahead).last()?;
+    let name = cluster.host_name(target);
+    if to.is_some_and(|to| to != name) || cluster.on.get(vm).contains(&target) {
+        return None;
+    }
+    let vms = BTreeSet::from([vm]);
+    if let Some(no) = reject(cluster, group, &vms, Mode::Move) {
+        return Some(Err(no));
+    }
+    let mut solver = Solver::new(cluster);
+    let unit = solver.unit(group, vms, Mode::Move);
+    Some(match unit.refusal(&solver.ledger, target) {
+        None => Ok(Move::new(cluster, &unit, target, "follows its group")),
+        Some(reason) => Err(Unplaceable {
+            refusals: vec![Refusal { host: name.to_owned(), reason: reason.to_string() }],
+            ..Unplaceable::default()
+        }),
+    })
+}
+
 /// Moves of VMs with failback whose best-ranked host with room is better than theirs.
 /// All of them may go on at the same time.
 pub fn failback(cluster: &Cluster) -> Vec<Move> {

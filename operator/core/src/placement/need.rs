@@ -137,7 +137,7 @@ impl fmt::Display for Why<'_> {
             }
             Self::Apart(vm) => write!(f, "runs {vm}, which must be apart"),
             Self::Memory(needs, free) => {
-                write!(f, "needs {needs} MiB, {} MiB are free", (*free).max(0))
+                write!(f, "needs {needs} MiB of memory, {} MiB are free", (*free).max(0))
             }
             Self::Cpu(needs, free) => {
                 write!(f, "needs {} CPUs, {} are free", cpus(*needs), cpus((*free).max(0)))

@@ -7,6 +7,7 @@ use stockade_crds::v1alpha1::VirtualMachineStatus;
 use crate::gate::{self, Gate};
 use crate::ha::{brake::brake, fencing, host_state};
 use crate::hosts;
+use crate::moves;
 use crate::placement::{Mode, VmKey, place};
 use crate::plan::{Intent, Plan, Report};
 use crate::vm::{self, Decision};
@@ -59,6 +60,7 @@ pub fn plan(world: &World) -> Plan {
         };
         let Some((machine, _)) = decision.start.clone() else { continue };
         match answer {
+            Err(_) if turns_back(decision) => out.wake(world.now + 100),
             Err(why) => {
                 let refused = {
                     let not_ready = vm::not_ready(world, &facts, vm);
@@ -74,7 +76,7 @@ pub fn plan(world: &World) -> Plan {
                 else {
                     continue;
                 };
-                let (status, order) = vm::place_order(
+                let (mut status, order) = vm::place_order(
                     world,
                     vm,
                     decision.report.status.clone(),
@@ -82,6 +84,9 @@ pub fn plan(world: &World) -> Plan {
                     (&target.uid, &target.boot),
                     machine,
                 );
+                if let Some(m) = status.migration.as_mut().filter(|m| !m.live && !m.returning) {
+                    m.epoch = status.epoch;
+                }
                 let report: Report<VirtualMachineStatus> =
                     Report { status, conditions: decision.report.conditions.clone() };
                 decision.report = report.clone();
@@ -97,6 +102,7 @@ pub fn plan(world: &World) -> Plan {
     }
     let tolerates = crate::placement::tolerates(&cluster);
     hosts::plan(world, &facts, brake, tolerates, &mut out);
+    moves::plan(world, &facts, &cluster, &mut decisions, &mut out);
     for (key, decision) in decisions {
         if let Some(at) = decision.wake {
             out.wake(at);
@@ -110,6 +116,18 @@ pub fn plan(world: &World) -> Plan {
         }
     }
     out
+}
+
+/// A move by stop and start whose target has no place for it any more goes back.
+fn turns_back(decision: &mut Decision) -> bool {
+    let moving = decision.report.status.migration.as_mut();
+    match moving.filter(|m| !m.live && !m.returning) {
+        Some(m) => {
+            m.returning = true;
+            true
+        }
+        None => false,
+    }
 }
 
 #[cfg(test)]

@@ -32,7 +32,14 @@ pub(super) fn note_ends(
         .iter()
         .filter(|p| {
             p.state.is_settled()
-                && old.placements.iter().any(|o| o.epoch == p.epoch && !o.state.is_settled())
+                && old.placements.iter().any(|o| {
+                    // The end of a move's side says nothing about the VM, which is on the other.
+                    o.epoch == p.epoch && !o.state.is_settled() && o.state != EpochState::Incoming
+                })
+                && !old
+                    .placements
+                    .iter()
+                    .any(|later| later.epoch > p.epoch && later.state == EpochState::Ordered)
         })
         .cloned()
         .collect();

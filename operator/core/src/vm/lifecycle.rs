@@ -13,22 +13,24 @@ use std::collections::BTreeMap;
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
-    Automation, Domain, EpochState, LockMode, Machine, Management, RunPolicy, VirtualMachine,
-    VirtualMachineStatus, VmState, WaitsFor,
+    Automation, Domain, EpochState, LockMode, Machine, Management, MigrationOrder, RunPolicy,
+    VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
 };
 
 use super::adopt;
 use super::ends::{next_try, note_ends};
 use super::found::{self, Found};
 use super::machine;
-use super::open::{Open, open_epoch};
+use super::moving;
+use super::open::{Asked, open_epoch};
 use super::order::basis;
 use super::removal::delete;
 use super::request::{Request, obey_request, wants_to_run};
 use super::word::{Word, conditions, tell};
 use crate::gate::{self, Gate};
 use crate::ha::host_state::HostFacts;
-use crate::plan::{Intent, Report};
+use crate::moves::live::Next;
+use crate::plan::{DomainWrite, Intent, Report};
 use crate::world::{Key, Millis, World};
 
 /// What was decided about one VM.
@@ -44,6 +46,14 @@ pub struct Decision {
     pub pin_bends: bool,
     /// When to look again.
     pub wake: Option<Millis>,
+    /// The present epoch's part of a live move, for its order.
+    pub side: Option<MigrationOrder>,
+    /// How its live move goes on.
+    pub(crate) next: Option<Next>,
+    /// The source of its live move runs and will not leave by it any more.
+    pub source_stays: bool,
+    /// The status is to be swapped, then these orders follow.
+    pub swap: Option<Vec<DomainWrite>>,
 }
 
 /// Decides about one VM.
@@ -61,6 +71,10 @@ pub fn decide(
         start: None,
         pin_bends: false,
         wake: None,
+        side: None,
+        next: None,
+        source_stays: false,
+        swap: None,
     };
     let old = decision.report.status.clone();
     let deleting = vm.metadata.deletion_timestamp.is_some();
@@ -92,6 +106,15 @@ pub fn decide(
     status.printable_status = word.state;
     decision.report.conditions = conditions(world, vm, &status, &word);
     decision.report.status = status;
+    if let Some(domains) = decision.swap.take() {
+        decision.intents.push(Intent::Place {
+            vm: key,
+            basis: basis(&vm.metadata),
+            report: decision.report.clone(),
+            domains,
+            relies_on: Vec::new(),
+        });
+    }
     decision
 }
 
@@ -128,17 +151,17 @@ fn managed(
         }
     }
     let adopting = adopting.is_some_and(|(_, host)| copies.iter().any(|c| c.host == host));
+    let asked =
+        Asked { run, keep: restart.is_none() && !adopting, paused, request, copies: &copies };
+    if let Some(word) = moving::live_move(world, hosts, vm, asked, status, decision) {
+        return word;
+    }
+    let stays = moving::stays(world, vm, status);
     match gate::may_place(world, vm, &status.placements) {
         Gate::Closed(placed) => {
-            let open = Open {
-                placed: &placed,
-                run,
-                keep: restart.is_none() && !adopting,
-                paused,
-                request,
-                copies: &copies,
-            };
-            open_epoch(world, hosts, vm, &open, status, decision)
+            let open = Asked { keep: asked.keep && stays, ..asked }.of(&placed);
+            let word = open_epoch(world, hosts, vm, &open, status, decision);
+            moving::by_stop(status, run, stays, word)
         }
         Gate::Open(_) => {
             if let Some(restart) = restart {
@@ -163,7 +186,8 @@ fn managed(
                 status.host = None;
                 return held_by_pause("its start");
             }
-            start(world, hosts, vm, claims, status, decision)
+            let word = start(world, hosts, vm, claims, status, decision);
+            moving::by_stop(status, run, stays, word)
         }
     }
 }
@@ -266,6 +290,13 @@ fn start(
         hosts.iter().find(|h| h.name == p.host && h.refuses.is_none()).map(|h| h.name.clone())
     });
     decision.pin_bends = true;
+    let same = match moving::start_on(status, hosts) {
+        Some((host, bends)) => {
+            decision.pin_bends = bends;
+            Some(host)
+        }
+        None => same,
+    };
     decision.start = Some((machine, same));
     if last.is_some_and(|p| p.state == EpochState::ProvenDead) {
         Word::new(VmState::Recovering, false, "Recovering", "being placed on another host")

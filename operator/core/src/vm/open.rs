@@ -1,8 +1,8 @@
 //! A VM with an open epoch: it may be running.
 
 use stockade_crds::v1alpha1::{
-    Domain, DomainState, DomainStatus, DoubleRunPolicy, End, EpochState, HostState, Pinned,
-    PlacedEpoch, RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, Want,
+    Domain, DomainState, DomainStatus, DoubleRunPolicy, End, EpochState, HostState, MigrationOrder,
+    Pinned, PlacedEpoch, RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, Want,
 };
 
 use super::ends::WELL_AFTER;
@@ -20,6 +20,29 @@ use crate::world::{Millis, World};
 
 /// A stop shows in the status only if it takes longer: most end before.
 const SHOW_STOPPING_AFTER: Millis = 1_000;
+
+/// What is wanted of a VM's open epoch, whichever it is.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// The VM is to run.
+    pub(super) run: bool,
+    /// Nothing asks for the end of this epoch alone (a restart, a copy that is taken in).
+    pub(super) keep: bool,
+    /// Nothing is ordered now.
+    pub(super) paused: bool,
+    /// A request that was not handled yet.
+    pub(super) request: &'a Option<Request>,
+    /// Copies that no order accounts for.
+    pub(super) copies: &'a [Found],
+}
+
+impl<'a> Asked<'a> {
+    /// The same of this epoch.
+    pub(super) fn of(self, placed: &'a PlacedEpoch) -> Open<'a> {
+        let Self { run, keep, paused, request, copies } = self;
+        Open { placed, run, keep, paused, request, copies }
+    }
+}
 
 /// An open epoch and what is wanted of it.
 pub(super) struct Open<'a> {
@@ -76,7 +99,7 @@ pub(super) fn open_epoch(
         Want::Stopped
     };
     if !open.paused {
-        let write = order(world, vm, open, status, now, want);
+        let write = order(world, vm, open, status, now, want, decision.side.clone());
         decision.intents.extend(write.map(Intent::WriteDomain));
         let copies = found::stop_copies(world, vm, status, open.copies, ordered_runs);
         decision.intents.extend(copies);
@@ -185,6 +208,7 @@ fn order(
     status: &VirtualMachineStatus,
     now: Option<&Domain>,
     want: Want,
+    side: Option<MigrationOrder>,
 ) -> Option<DomainWrite> {
     let placed = open.placed;
     let machine = machine::resolve(world, vm).ok();
@@ -206,6 +230,7 @@ fn order(
             write.spec.settled.clone_from(&d.spec.settled);
             write.spec.settled_through = d.spec.settled_through;
             write.spec.adopt = d.spec.adopt;
+            write.spec.migration = side;
             // What was pinned at the start is no change of the order.
             write.spec.machine.machine_type.clone_from(&d.spec.machine.machine_type);
             write.spec.machine.cpu_model.clone_from(&d.spec.machine.cpu_model);

@@ -68,6 +68,23 @@ pub fn domain_order(
     }
 }
 
+/// An epoch that was never used, not even by a move that was called off. Epochs count per
+/// disk: the highest that any report of this VM has shown wins.
+#[must_use]
+pub fn next_epoch(world: &World, vm: &VirtualMachine, status: &VirtualMachineStatus) -> i64 {
+    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    let reported = world
+        .domains
+        .iter()
+        .filter(|((_, d), _)| *d == uid)
+        .flat_map(|(_, d)| {
+            [d.spec.epoch, d.status.as_ref().map_or(0, |s| s.highest_record.max(s.epoch))]
+        })
+        .max()
+        .unwrap_or(0);
+    status.epoch.max(reported) + 1
+}
+
 /// The status with a new epoch on a host, and the order for it.
 #[must_use]
 pub fn place_order(
@@ -79,17 +96,7 @@ pub fn place_order(
     machine: Machine,
 ) -> (VirtualMachineStatus, DomainWrite) {
     let uid = vm.metadata.uid.clone().unwrap_or_default();
-    // Epochs count per disk: the highest that any report of this VM has shown wins.
-    let reported = world
-        .domains
-        .iter()
-        .filter(|((_, d), _)| *d == uid)
-        .flat_map(|(_, d)| {
-            [d.spec.epoch, d.status.as_ref().map_or(0, |s| s.highest_record.max(s.epoch))]
-        })
-        .max()
-        .unwrap_or(0);
-    let epoch = status.epoch.max(reported) + 1;
+    let epoch = next_epoch(world, vm, &status);
     status.epoch = epoch;
     status.host = Some(host.to_owned());
     // Proven deaths stay named until a later epoch has run: its agent needs them. What an agent

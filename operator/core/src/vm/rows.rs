@@ -24,7 +24,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 Some(host) => BTreeSet::from([host.clone()]),
                 None => spec.placement.required_hosts.iter().cloned().collect(),
             };
-            VmRow {
+            let mut row = VmRow {
                 key: VmKey::new(&key.namespace, &key.name),
                 cpu: i64::from(spec.cpu.cores) * 1000,
                 memory_mib: quantity::mib(&spec.memory).unwrap_or(0),
@@ -52,7 +52,15 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 movable: if spec.migration.live { Movable::Live } else { Movable::Cold },
                 recovers: spec.availability.recovery == Recovery::Restart
                     && spec.run_policy != RunPolicy::Manual,
+            };
+            // What moves by stop and start keeps its place on its target from the beginning.
+            if let Some(m) = status.migration.as_ref().filter(|m| !m.live && !m.returning)
+                && m.epoch == 0
+                && !row.on.contains(&m.target)
+            {
+                row.on.push(m.target.clone());
             }
+            row
         })
         .collect();
     Cluster::new(rows, vms)

@@ -40,6 +40,13 @@ impl Word {
         }
     }
 
+    /// Another state with its reason; what is true of Ready and Running stays.
+    pub(super) fn becomes(&mut self, state: VmState, reason: &'static str, message: String) {
+        self.state = state;
+        self.reason = reason;
+        self.message = message;
+    }
+
     pub(super) fn running(mut self) -> Self {
         self.running = true;
         self

@@ -395,6 +395,10 @@ impl Hypervisor for Libvirt {
         migrate::migrate(&self.connection, &self.options.migration, request).boxed()
     }
 
+    fn migration_job<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<u64>>> {
+        self.on_domain("read move", vm_uid, migrate::job).boxed()
+    }
+
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         self.on_domain("abort migration", vm_uid, events::abort_job).boxed()
     }

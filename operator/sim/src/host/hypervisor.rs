@@ -195,6 +195,14 @@ impl Hypervisor for SimHypervisor {
         .boxed()
     }
 
+    fn migration_job<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<u64>>> {
+        async move {
+            self.daemon("read move").await?;
+            Ok(self.with_qemu(vm_uid, |q| q.moving_to.as_ref().map(|_| q.copied_ms)).flatten())
+        }
+        .boxed()
+    }
+
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
             self.daemon("abort").await?;

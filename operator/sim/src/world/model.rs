@@ -139,6 +139,8 @@ pub struct Qemu {
     pub knows: BTreeMap<String, u64>,
     /// A live move away from here is under way, towards this host.
     pub moving_to: Option<String>,
+    /// How far the copy is: milliseconds that it went on.
+    pub copied_ms: u64,
     /// The move was asked to abort.
     pub abort: bool,
     /// Its guest was asked to shut down.

@@ -17,7 +17,12 @@ const STEP_MS: u64 = 250;
 /// The target makes ready to take a domain in.
 pub(crate) async fn prepare(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> HostResult<()> {
     sim.latency(&format!("move/{host}"), 50, 200).await;
-    let made = sim.lock().make_qemu(host, order, QemuState::Incoming);
+    let mut w = sim.lock();
+    let made = w.make_qemu(host, order, QemuState::Incoming);
+    if made.is_ok() {
+        w.judge_epoch(order);
+        w.tell(host, &order.vm.uid, None);
+    }
     made.map(|_| ()).map_err(|why| HostError::failed("prepare", &order.vm.name, why))
 }
 
@@ -34,6 +39,7 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
             return Err(failed("its vCPUs do not run"));
         }
         q.moving_to = Some(to.to_owned());
+        q.copied_ms = 0;
         q.abort = false;
         let (vm, pid) = (q.vm.clone(), q.pid);
         w.emit(Seen::of(What::Migrate).vm(&vm).host(host).to(to).by(Doer::Agent));
@@ -45,16 +51,27 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
     if at(Stage::Before) == Some(FailAs::Error) {
         return Err(failed_move(sim, host, &vm, uid, to, "it failed before anything was copied"));
     }
+    if at(Stage::Before) == Some(FailAs::Hang) {
+        return hang(sim, host, uid, pid, to).await;
+    }
     let mut copied = 0;
     while copied < copy_ms {
         sim.wait(STEP_MS.min(copy_ms - copied)).await;
         copied += STEP_MS;
-        let why = sim.lock().move_trouble(host, uid, pid, to);
+        let why = {
+            let mut w = sim.lock();
+            if let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
+                q.copied_ms = copied;
+            }
+            w.move_trouble(host, uid, pid, to)
+        };
         if let Some(why) = why {
             return Err(failed_move(sim, host, &vm, uid, to, why));
         }
         match at(Stage::Copying) {
-            Some(FailAs::Hang) => std::future::pending::<()>().await,
+            Some(FailAs::Hang) if copied >= copy_ms / 2 => {
+                return hang(sim, host, uid, pid, to).await;
+            }
             Some(FailAs::Error) if copied >= copy_ms / 2 => {
                 return Err(failed_move(sim, host, &vm, uid, to, "the copy failed"));
             }
@@ -78,6 +95,24 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
         return Err(HostError::unknown("migrate", vm, "the answer is lost"));
     }
     Ok(())
+}
+
+/// The call never returns; the job is over once one side's process is.
+async fn hang(sim: &Arc<Sim>, host: &str, uid: &str, pid: u64, to: &str) -> HostResult<()> {
+    loop {
+        sim.wait(STEP_MS).await;
+        let mut w = sim.lock();
+        let taken = w.machines.get(to).and_then(|m| m.qemus.get(uid)).map(|q| q.state)
+            == Some(QemuState::Incoming);
+        let source = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
+        let Some(source) = source.filter(|q| q.pid == pid) else { break };
+        if !taken {
+            source.moving_to = None;
+            w.touch();
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 fn failed_move(sim: &Arc<Sim>, host: &str, vm: &str, uid: &str, to: &str, why: &str) -> HostError {
@@ -107,6 +142,9 @@ impl World {
         };
         if q.abort {
             return Some("it was aborted");
+        }
+        if from.kernel != Kernel::Up {
+            return Some("the source does not answer");
         }
         if target.kernel != Kernel::Up
             || !from.whole(Net::Migration)

@@ -161,6 +161,13 @@ impl World {
             }
         }
         self.oracle.judge(at, Rule::SettledBeforeStart, undone, excused);
+        self.judge_epoch(order);
+    }
+
+    /// Judges the epoch of an order that makes a process, started or coming in.
+    pub(super) fn judge_epoch(&mut self, order: &DomainSpec) {
+        let at = self.since_zero();
+        let (uid, vm) = (&order.vm.uid, &order.vm.name);
         let epochs = self.oracle.started.entry(uid.clone()).or_default();
         let twice = !epochs.insert(order.epoch);
         let fell = epochs.last().is_some_and(|last| *last > order.epoch);
@@ -265,6 +272,7 @@ impl World {
             memory_mib: order.machine.memory_mib,
             knows: BTreeMap::new(),
             moving_to: None,
+            copied_ms: 0,
             abort: false,
             asked: false,
         };
@@ -360,6 +368,7 @@ impl World {
             memory_mib: order.machine.memory_mib,
             knows: BTreeMap::new(),
             moving_to: None,
+            copied_ms: 0,
             abort: false,
             asked: false,
         };

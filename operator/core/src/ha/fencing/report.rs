@@ -253,7 +253,10 @@ fn deny_and_break(
             || world.server.undeniable.contains(&key)
             || !world.guards.denial_first;
         if !status.locks_broken.contains(&storage) && may_break {
-            out.intents.push(Intent::BreakLocks { storage, host, boot_id });
+            // Safety §8.3: not while another boot may hold the other side of a move.
+            if !crate::moves::undecided(world, &fence.spec.host_uid, boot.as_str()) {
+                out.intents.push(Intent::BreakLocks { storage, host, boot_id });
+            }
         } else if !status.denied.contains(&storage) {
             out.intents.push(Intent::Deny { storage, host, boot_id });
         }

@@ -21,7 +21,7 @@ fn a_host_without_room_says_what_is_free() {
     let big = VmRow { cpu: 2000, memory_mib: 4096, ..vm("a") };
     assert_eq!(
         start(h, vec![big, on("1", "h1")], &["a"]),
-        ["no: h1: needs 4096 MiB, 1024 MiB are free; h2: needs 2 CPUs, 1.5 are free"]
+        ["no: h1: needs 4096 MiB of memory, 1024 MiB are free; h2: needs 2 CPUs, 1.5 are free"]
     );
 }
 
@@ -109,7 +109,7 @@ fn higher_priority_gets_the_room() {
     let high = VmRow { memory_mib: 1024, priority: 5, ..vm("b") };
     assert_eq!(
         start(h, vec![low, high], &["a", "b"]),
-        ["no: h1: needs 4096 MiB, 3072 MiB are free", "h1"]
+        ["no: h1: needs 4096 MiB of memory, 3072 MiB are free", "h1"]
     );
 }
 
@@ -121,7 +121,7 @@ fn a_move_counts_both_sides_and_leaves_the_source() {
     assert_eq!(
         answer(h, vec![on("a", "h1"), moving], &["a", "m"], Mode::Move),
         [
-            "no: h1: it runs there now; h2: needs 1024 MiB, 0 MiB are free",
+            "no: h1: it runs there now; h2: needs 1024 MiB of memory, 0 MiB are free",
             "no: default/m is being moved already",
         ]
     );

@@ -52,7 +52,7 @@ fn a_users_move_takes_the_group_and_is_refused_with_the_reason() {
     let mut full = hosts(3);
     full[1].memory_mib = 2048;
     let cluster = Cluster::new(full, vms);
-    assert_eq!(no(&cluster, "a", "h2"), "h2: needs 2048 MiB, 1024 MiB are free");
+    assert_eq!(no(&cluster, "a", "h2"), "h2: needs 2048 MiB of memory, 1024 MiB are free");
     let fixed = vec![VmRow { movable: Movable::No, ..on("a", "h1") }, vm("b")];
     let cluster = Cluster::new(hosts(2), fixed);
     assert_eq!(no(&cluster, "a", "h2"), "default/a must not be moved");

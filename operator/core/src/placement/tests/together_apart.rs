@@ -25,7 +25,7 @@ fn a_group_that_fits_nowhere_as_a_whole_is_left_out_as_a_whole() {
     h[0].memory_mib = 1024;
     h[1].memory_mib = 1024;
     let vms = vec![together("a", &["b"]), vm("b")];
-    let no = "no: h1: needs 2048 MiB, 1024 MiB are free; h2: needs 2048 MiB, 1024 MiB are free";
+    let no = "no: h1: needs 2048 MiB of memory, 1024 MiB are free; h2: needs 2048 MiB of memory, 1024 MiB are free";
     assert_eq!(start(h, vms, &["a", "b"]), [no, no]);
 }
 
@@ -48,7 +48,7 @@ fn who_comes_later_joins_the_member_that_runs() {
     assert_eq!(
         text,
         "no: h1: must run together with default/b, which is on h2; \
-         h2: needs 1024 MiB, 0 MiB are free; \
+         h2: needs 1024 MiB of memory, 0 MiB are free; \
          h3: must run together with default/b, which is on h2"
     );
 }
@@ -140,5 +140,5 @@ fn running_vms_are_never_moved_to_make_room() {
     h[1].memory_mib = 2048;
     let big = VmRow { memory_mib: 2048, ..vm("a") };
     let text = &start(h, vec![big, on("1", "h1"), on("2", "h2")], &["a"])[0];
-    assert!(text.starts_with("no: h1: needs 2048 MiB, 1024 MiB are free"), "{text}");
+    assert!(text.starts_with("no: h1: needs 2048 MiB of memory, 1024 MiB are free"), "{text}");
 }

@@ -1,0 +1,267 @@
+//! Both sides of a live move (safety §8).
+//!
+//! ```text
+//! source  Ready ─Copy─► Copying ─┬─ over, it runs on ─────────► Failed
+//!                                ├─ over, it left ────────────► Switched ─► released
+//!                                └─ answer lost, or it hangs ─► Unknown ─looked at─► one of these
+//! target  Prepare: record, listener ─► Ready ─► Switched (whole, paused) or Done (it runs)
+//!         Abort: killed and void, unless it runs: what is complete stays
+//! ```
+//! The source's copy is never resumed by guess, and a move is handed to the
+//! hypervisor at most once: the journal knows which.
+
+use stockade_crds::v1alpha1::{
+    DomainSpec, End, MigrationOrder, MigrationReport, MigrationSide, MigrationState, MigrationStep,
+    Want,
+};
+
+use super::decide::{HostAction, START_WAIT};
+use super::observed::{Live, Observed, VmMemory};
+use super::types::{JournalVm, LiveState};
+
+/// A copy that has not got on for so long is called off, in milliseconds.
+pub const STALLED: u64 = 30_000;
+/// Between two calls that call the same copy off, in milliseconds.
+pub const ABORT_AGAIN: u64 = 5_000;
+/// A copy that was called off this long ago and is not over hangs, in milliseconds.
+pub const HANGS: u64 = 10_000;
+
+/// The hypervisor's call that moves a VM away, as this run of the agent knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// Identity of the move.
+    pub id: String,
+    /// What it came to; `None`: it is not back.
+    pub end: Option<CopyEnd>,
+}
+
+/// What the call came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyEnd {
+    /// It left.
+    Left,
+    /// It runs on here.
+    Failed(String),
+    /// The answer is lost.
+    Unknown(String),
+}
+
+/// What the hypervisor said of a move's job when it was last asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// One is under way.
+    pub active: bool,
+    /// How far it is, in any unit that rises.
+    pub moved: u64,
+    /// Since when it has been that far.
+    pub since: u64,
+}
+
+/// The part of a source in an order.
+#[must_use]
+pub fn source_order(order: &DomainSpec) -> Option<&MigrationOrder> {
+    order.migration.as_ref().filter(|m| m.side == MigrationSide::Source)
+}
+
+fn begun(m: &MigrationOrder, j: &JournalVm) -> bool {
+    j.moving.as_deref() == Some(m.id.as_str())
+}
+
+fn call<'a>(m: &MigrationOrder, memory: &'a VmMemory) -> Option<&'a Copy> {
+    memory.copy.as_ref().filter(|c| c.id == m.id)
+}
+
+/// Whether the copy may still be under way.
+fn active(m: &MigrationOrder, j: &JournalVm, memory: &VmMemory) -> bool {
+    begun(m, j)
+        && match call(m, memory).map(|c| &c.end) {
+            Some(None) => true,
+            Some(Some(CopyEnd::Left | CopyEnd::Failed(_))) => false,
+            // Nobody has looked yet, or there is a job.
+            Some(Some(CopyEnd::Unknown(_))) | None => memory.job.is_none_or(|job| job.active),
+        }
+}
+
+/// What the source does about its part; `None`: nothing now.
+#[must_use]
+pub fn source(
+    o: &Observed,
+    order: &DomainSpec,
+    j: &JournalVm,
+    live: Live<'_>,
+    memory: &VmMemory,
+    now: u64,
+) -> Option<HostAction> {
+    let m = source_order(order)?;
+    if j.epoch != order.epoch || !j.launched || j.released {
+        return None;
+    }
+    let state = match live {
+        Live::Present(d) if d.epoch == order.epoch => d.state,
+        _ => return None,
+    };
+    if !begun(m, j) {
+        let may = m.step == MigrationStep::Copy && order.want == Want::Running && !o.suspended;
+        return (may && state == LiveState::Running)
+            .then(|| HostAction::Migrate { id: m.id.clone() });
+    }
+    if active(m, j, memory) {
+        let stalled = memory.job.is_some_and(|job| now.saturating_sub(job.since) >= STALLED);
+        let due = memory.abort_asked.is_none_or(|at| now.saturating_sub(at.1) >= ABORT_AGAIN);
+        let off = m.step == MigrationStep::Abort || order.want != Want::Running || stalled;
+        return (off && due).then_some(HostAction::AbortMove);
+    }
+    // Without a lock that spans hosts the target stays paused until the epoch was swapped:
+    // called off, it never ran, so what was left here paused may go on (safety §8.3).
+    let left = matches!(state, LiveState::Switched | LiveState::Paused);
+    let may = m.step == MigrationStep::Abort
+        && order.want == Want::Running
+        && order.machine.lock.is_none()
+        && !order.paused
+        && !o.suspended;
+    (left && may).then_some(HostAction::Resume)
+}
+
+/// Whether the source's copy is to be left as it is: a move may be about to end.
+#[must_use]
+pub fn holds(order: &DomainSpec, j: &JournalVm) -> bool {
+    source_order(order).is_some_and(|m| begun(m, j) && j.epoch == order.epoch)
+}
+
+/// What the target does while it takes a VM in.
+#[must_use]
+pub fn incoming(
+    o: &Observed,
+    order: &DomainSpec,
+    current: Option<&JournalVm>,
+    live: Live<'_>,
+    memory: &VmMemory,
+    now: u64,
+) -> Option<HostAction> {
+    let m = order.migration.as_ref().filter(|m| m.side == MigrationSide::Target)?;
+    let off = m.step == MigrationStep::Abort;
+    match (live, current) {
+        (Live::Present(d), Some(j)) if d.epoch == order.epoch && j.launched => match d.state {
+            LiveState::Running if j.incoming => Some(HostAction::Arrived),
+            // What is complete stays, whatever was ordered (safety §8.4).
+            LiveState::Running => None,
+            _ if off && j.open => Some(HostAction::Close),
+            _ if off => Some(HostAction::Kill { epoch: order.epoch }),
+            _ => None,
+        },
+        (Live::Present(_), _) => None,
+        (_, Some(j)) if j.released => None,
+        (_, Some(j)) if j.launched && off && j.open => Some(HostAction::Close),
+        (_, Some(j)) if j.launched || j.end.is_some() => {
+            let over = off || j.end.is_some() || !j.incoming;
+            over.then(|| super::decide::ended(o, j, live, memory, Some(order.want), now)).flatten()
+        }
+        _ if off => Some(void(order, "")),
+        (Live::Unknown, _) => None,
+        _ => {
+            let Some(blocker) = o.start_blocker(order) else { return Some(HostAction::Prepare) };
+            let waited = memory.first_seen.0 == order.epoch
+                && now.saturating_sub(memory.first_seen.1) >= START_WAIT;
+            waited.then(|| void(order, &blocker))
+        }
+    }
+}
+
+fn void(order: &DomainSpec, message: &str) -> HostAction {
+    HostAction::Void { epoch: order.epoch, end: End::Void, message: message.to_owned() }
+}
+
+/// How the move stands on this side, for the order's status.
+#[must_use]
+pub fn report(
+    o: &Observed,
+    order: &DomainSpec,
+    live: Live<'_>,
+    memory: &VmMemory,
+    now: u64,
+) -> Option<MigrationReport> {
+    let m = order.migration.as_ref()?;
+    let j = o.journalled(&order.vm.uid).filter(|j| j.epoch == order.epoch);
+    let (state, message) = match m.side {
+        MigrationSide::Source => source_state(m, order, j, live, memory, now),
+        MigrationSide::Target => target_state(order, j?, live, memory)?,
+    };
+    Some(MigrationReport { id: m.id.clone(), state, message })
+}
+
+fn source_state(
+    m: &MigrationOrder,
+    order: &DomainSpec,
+    j: Option<&JournalVm>,
+    live: Live<'_>,
+    memory: &VmMemory,
+    now: u64,
+) -> (MigrationState, String) {
+    let text = |s: &str| s.to_owned();
+    let Some(j) = j.filter(|j| begun(m, j)) else {
+        return match m.step {
+            MigrationStep::Abort | MigrationStep::Commit => {
+                (MigrationState::Failed, text("it was called off before it began"))
+            }
+            MigrationStep::Prepare | MigrationStep::Copy => (MigrationState::Ready, String::new()),
+        };
+    };
+    if j.released || j.end.is_some() {
+        return match j.end {
+            Some(End::Migrated) => (MigrationState::Done, String::new()),
+            _ => (MigrationState::Failed, text("the VM ended here before it had left")),
+        };
+    }
+    if active(m, j, memory) {
+        let hangs = memory.abort_asked.is_some_and(|at| now.saturating_sub(at.0) >= HANGS);
+        return if hangs {
+            (MigrationState::Unknown, text("the copy was called off and does not end"))
+        } else {
+            (MigrationState::Copying, String::new())
+        };
+    }
+    match call(m, memory).and_then(|c| c.end.clone()) {
+        Some(CopyEnd::Left) => (MigrationState::Switched, String::new()),
+        Some(CopyEnd::Failed(why)) => (MigrationState::Failed, why),
+        lost => {
+            let why = match lost {
+                Some(CopyEnd::Unknown(why)) => why,
+                _ => text("the agent was restarted in the middle of it"),
+            };
+            // Read after the job was over: what runs here now did not leave.
+            match live {
+                Live::Present(d) if d.epoch == order.epoch && d.state == LiveState::Running => {
+                    (MigrationState::Failed, format!("{why}; it runs on here"))
+                }
+                _ => (MigrationState::Unknown, why),
+            }
+        }
+    }
+}
+
+fn target_state(
+    order: &DomainSpec,
+    j: &JournalVm,
+    live: Live<'_>,
+    memory: &VmMemory,
+) -> Option<(MigrationState, String)> {
+    if j.released || j.end.is_some() {
+        return Some((MigrationState::Failed, memory.trouble.clone()));
+    }
+    if !j.launched {
+        return None;
+    }
+    Some(match live {
+        Live::Present(d) if d.epoch == order.epoch => match d.state {
+            LiveState::Running => (MigrationState::Done, String::new()),
+            LiveState::Switched => (MigrationState::Switched, String::new()),
+            LiveState::Incoming | LiveState::Paused => (MigrationState::Ready, String::new()),
+            LiveState::Dying => (MigrationState::Failed, "its copy here is ending".to_owned()),
+        },
+        _ if memory.stopped.is_some() => {
+            (MigrationState::Failed, "its copy here is gone".to_owned())
+        }
+        _ if memory.busy.is_some() => return None,
+        _ => (MigrationState::Ready, String::new()),
+    })
+}

@@ -1,0 +1,165 @@
+//! Both sides of a live move, line by line.
+
+use stockade_crds::v1alpha1::*;
+
+use super::decide::HostAction;
+use super::moves::{Copy, CopyEnd, HANGS, Job, STALLED};
+use super::records::judge;
+use super::tests::{UID, gone, live, only, order, ran, record, world};
+use super::types::*;
+use super::{Guards, Observed, status_of};
+
+const E: i64 = 4;
+
+fn part(side: MigrationSide, step: MigrationStep) -> Option<MigrationOrder> {
+    Some(MigrationOrder {
+        id: "m1".into(),
+        side,
+        peer: "h9".into(),
+        peer_address: "h9".into(),
+        peer_epoch: if side == MigrationSide::Target { E - 1 } else { E + 1 },
+        peer_boot: Some(BootReference { host_uid: "h9".into(), boot_id: "b9".into() }),
+        step,
+        bandwidth_mib_per_second: 0,
+        downtime_limit_milliseconds: 0,
+    })
+}
+
+fn target(step: MigrationStep) -> DomainSpec {
+    let mut spec = order(E, Want::Incoming);
+    spec.migration = part(MigrationSide::Target, step);
+    spec
+}
+
+fn source(step: MigrationStep) -> DomainSpec {
+    let mut spec = order(E, Want::Running);
+    spec.migration = part(MigrationSide::Source, step);
+    spec.machine.lock = Some(LockKind::Virtlockd);
+    spec
+}
+
+fn taken_in() -> JournalVm {
+    JournalVm { open: true, incoming: true, returned: false, ..ran(E) }
+}
+
+fn state(o: &Observed, now: u64) -> Option<MigrationState> {
+    status_of(o, UID, now).and_then(|s| s.migration).map(|m| m.state)
+}
+
+#[test]
+fn a_target_gets_ready_and_its_hook_stays_open_until_it_is_told_otherwise() {
+    let o = world(Some(target(MigrationStep::Prepare)), None, None);
+    assert_eq!(only(&o, 0), Some(HostAction::Prepare));
+    let mut o = world(Some(target(MigrationStep::Prepare)), Some(taken_in()), None);
+    assert_eq!(only(&o, 1_000_000), None);
+    assert_eq!(state(&o, 0), Some(MigrationState::Ready));
+    o.live = Some([(UID.to_owned(), live(E, LiveState::Incoming))].into());
+    assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Ready)));
+    o.live = Some([(UID.to_owned(), live(E, LiveState::Switched))].into());
+    assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Switched)));
+    o.live = Some([(UID.to_owned(), live(E, LiveState::Running))].into());
+    assert_eq!(
+        (only(&o, 0), state(&o, 0)),
+        (Some(HostAction::Arrived), Some(MigrationState::Done))
+    );
+}
+
+#[test]
+fn a_target_that_is_called_off_closes_kills_and_becomes_void_unless_it_runs() {
+    let spec = target(MigrationStep::Abort);
+    let here = |s| Some(live(E, s));
+    let o = world(Some(spec.clone()), Some(taken_in()), here(LiveState::Incoming));
+    assert_eq!(only(&o, 0), Some(HostAction::Close));
+    let closed = JournalVm { open: false, ..taken_in() };
+    let o = world(Some(spec.clone()), Some(closed.clone()), here(LiveState::Incoming));
+    assert_eq!(only(&o, 0), Some(HostAction::Kill { epoch: E }));
+    let o = world(Some(spec.clone()), Some(closed.clone()), here(LiveState::Running));
+    assert_eq!(only(&o, 0), Some(HostAction::Arrived), "what is complete stays");
+    let arrived = JournalVm { incoming: false, ..closed.clone() };
+    let o = world(Some(spec.clone()), Some(arrived), here(LiveState::Running));
+    assert_eq!(only(&o, 0), None);
+    let mut o = world(Some(spec.clone()), Some(JournalVm { returned: true, ..closed }), None);
+    gone(&mut o);
+    let released = HostAction::Release { epoch: E, end: End::Void, history: false };
+    assert_eq!(only(&o, 10_000), Some(released), "an epoch that never ran is no crash");
+    let o = world(Some(spec), None, None);
+    assert!(matches!(only(&o, 0), Some(HostAction::Void { end: End::Void, .. })));
+}
+
+#[test]
+fn a_committed_target_that_is_paused_goes_on() {
+    let spec = order(E, Want::Running);
+    let closed = JournalVm { open: false, ..taken_in() };
+    let o = world(Some(spec), Some(closed), Some(live(E, LiveState::Switched)));
+    assert_eq!(only(&o, 0), Some(HostAction::Resume));
+}
+
+#[test]
+fn a_move_is_handed_to_the_hypervisor_at_most_once() {
+    let running = Some(live(E, LiveState::Running));
+    let o = world(Some(source(MigrationStep::Copy)), Some(ran(E)), running.clone());
+    assert_eq!(only(&o, 0), Some(HostAction::Migrate { id: "m1".into() }));
+    assert_eq!(state(&o, 0), Some(MigrationState::Ready));
+    // The agent was restarted in the middle: whether a job goes on is looked at first.
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let mut o = world(Some(source(MigrationStep::Copy)), Some(begun), running);
+    assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Copying)));
+    o.memory.entry(UID.into()).or_default().job = Some(Job { active: false, moved: 0, since: 0 });
+    assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Failed)));
+    o.live = Some([(UID.to_owned(), live(E, LiveState::Switched))].into());
+    assert_eq!(
+        (only(&o, 0), state(&o, 0)),
+        (None, Some(MigrationState::Unknown)),
+        "a copy that is left paused is never resumed by guess"
+    );
+}
+
+#[test]
+fn a_copy_that_stalls_or_is_unwanted_is_called_off() {
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let running = Some(live(E, LiveState::Running));
+    let mut o = world(Some(source(MigrationStep::Copy)), Some(begun.clone()), running.clone());
+    let memory = o.memory.entry(UID.into()).or_default();
+    memory.copy = Some(Copy { id: "m1".into(), end: None });
+    memory.job = Some(Job { active: true, moved: 5, since: 0 });
+    assert_eq!(only(&o, STALLED - 1), None);
+    assert_eq!(only(&o, STALLED), Some(HostAction::AbortMove));
+    let mut o = world(Some(source(MigrationStep::Abort)), Some(begun), running);
+    let memory = o.memory.entry(UID.into()).or_default();
+    memory.copy = Some(Copy { id: "m1".into(), end: None });
+    assert_eq!(only(&o, 0), Some(HostAction::AbortMove));
+    o.memory.entry(UID.into()).or_default().abort_asked = Some((0, 0));
+    assert_eq!((only(&o, 1), state(&o, 1)), (None, Some(MigrationState::Copying)));
+    assert_eq!(state(&o, HANGS), Some(MigrationState::Unknown));
+}
+
+#[test]
+fn a_paused_source_goes_on_only_if_the_target_never_ran() {
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let at = |lock: Option<LockKind>, step| {
+        let mut spec = source(step);
+        spec.machine.lock = lock;
+        let mut o = world(Some(spec), Some(begun.clone()), Some(live(E, LiveState::Switched)));
+        o.memory.entry(UID.into()).or_default().copy =
+            Some(Copy { id: "m1".into(), end: Some(CopyEnd::Failed("no".into())) });
+        only(&o, 0)
+    };
+    assert_eq!(at(None, MigrationStep::Abort), Some(HostAction::Resume));
+    assert_eq!(at(None, MigrationStep::Copy), None, "the swap may be under way");
+    assert_eq!(at(Some(LockKind::Virtlockd), MigrationStep::Abort), None);
+}
+
+#[test]
+fn the_source_holds_its_record_beside_the_targets_and_nobody_else_does() {
+    let spec = target(MigrationStep::Prepare);
+    let look = |records: &[OwnerRecord], spec: &DomainSpec| {
+        judge(records, spec, "c", false, Guards::default()).is_ok()
+    };
+    assert!(look(&[record(E - 1, RecordState::Held)], &spec));
+    assert!(!look(&[record(E - 2, RecordState::Held)], &spec), "another epoch");
+    let other = OwnerRecord { boot_id: "b8".into(), ..record(E - 1, RecordState::Held) };
+    assert!(!look(&[other], &spec), "another boot");
+    let mut start = spec;
+    start.want = Want::Running;
+    assert!(!look(&[record(E - 1, RecordState::Held)], &start), "a start is no move");
+}

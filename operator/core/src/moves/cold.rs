@@ -1,0 +1,40 @@
+//! One move by stop and start.
+
+use stockade_crds::v1alpha1::{EpochState, VirtualMachineStatus, VmMove};
+
+use crate::ha::host_state::HostFacts;
+
+use super::facts_of;
+
+/// Whether the VM is to stop where it is, because it moves by stop and start.
+pub(crate) fn leaves(status: &VirtualMachineStatus) -> bool {
+    status.migration.as_ref().is_some_and(|m| {
+        !m.live
+            && !m.returning
+            && m.epoch == 0
+            && status.placements.iter().any(|p| p.epoch == m.source_epoch && !p.state.is_settled())
+    })
+}
+
+/// Turns a move back once the target could not start the VM, or the move was called off
+/// before the target was ordered to.
+pub(crate) fn turn_back(status: &mut VirtualMachineStatus, withdrawn: bool) {
+    let failures = status.failures.clone().unwrap_or_default();
+    let Some(m) = status.migration.as_mut().filter(|m| !m.live) else { return };
+    let died = m.epoch > 0
+        && status
+            .placements
+            .iter()
+            .any(|p| p.epoch == m.epoch && p.state == EpochState::ProvenDead);
+    let refused = failures.tried_hosts.contains(&m.target);
+    if refused || died || (withdrawn && m.epoch == 0) {
+        m.returning = true;
+    }
+}
+
+/// Where a VM starts that moves by stop and start; `None`: wherever it fits.
+pub(crate) fn start_on(m: &VmMove, hosts: &[HostFacts]) -> Option<String> {
+    let wanted = if m.returning { &m.source } else { &m.target };
+    let takes = facts_of(hosts, wanted).is_some_and(|f| f.refuses.is_none());
+    (takes || !m.returning).then(|| wanted.clone())
+}

@@ -1,0 +1,95 @@
+//! Moves: one record names both sides of each, and every end is defined (safety §8).
+//!
+//! ```text
+//! VirtualMachineMigration ─► preflight ─no─► Refused
+//!        │ yes                   (requests)
+//!        ▼
+//! compare-and-swap on the VM: migration = {this move}, epoch e+1 Incoming on the target
+//!        │                                                                     (live)
+//!        ▼
+//! Prepare (target) ─► Copy (source) ─┬─ the target runs ─► swap: e+1 is the VM's ─► e released
+//!        │ called off, failed        └─ failed, called off ─► Abort: e+1 void and burnt
+//!        ▼
+//! by stop and start: stop e ─► start on the target, or else where it was      (cold)
+//! ```
+//! Stockade's own moves (drain, repair, failback, levelling: `auto`) are the same
+//! objects, made and removed by the controller.
+
+mod auto;
+pub(crate) mod cold;
+pub(crate) mod live;
+mod requests;
+
+use std::collections::BTreeMap;
+
+use stockade_crds::names::CAUSE_LABEL;
+use stockade_crds::v1alpha1::{
+    HostShutdown, HostState, MigrationOutcome, VirtualMachineMigration, VmMove,
+};
+
+use crate::ha::host_state::HostFacts;
+use crate::placement::Cluster;
+use crate::plan::Plan;
+use crate::vm::Decision;
+use crate::world::{Key, World};
+
+pub use live::undecided;
+
+/// Carries moves on, begins those that may begin, and orders Stockade's own.
+pub(crate) fn plan(
+    world: &World,
+    facts: &[HostFacts],
+    cluster: &Cluster,
+    decisions: &mut BTreeMap<Key, Decision>,
+    out: &mut Plan,
+) {
+    requests::plan(world, facts, cluster, decisions, out);
+    auto::plan(world, facts, cluster, decisions, out);
+}
+
+/// Whether a host is being emptied: in maintenance, or going down under a policy that moves
+/// its VMs first.
+#[must_use]
+pub fn drains(world: &World, facts: &HostFacts) -> bool {
+    match facts.state {
+        HostState::Maintenance => facts.alive,
+        HostState::ShuttingDown => {
+            world.policy.as_ref().is_some_and(|p| p.spec.host_shutdown == HostShutdown::Migrate)
+        }
+        _ => false,
+    }
+}
+
+/// The object of a move that is under way.
+pub(crate) fn object<'a>(
+    world: &'a World,
+    namespace: &str,
+    moving: &VmMove,
+) -> Option<&'a VirtualMachineMigration> {
+    let found = world.migrations.get(&Key::new(namespace, &moving.name))?;
+    (found.metadata.uid.as_deref() == Some(moving.uid.as_str())).then_some(found.as_ref())
+}
+
+/// Whether a move is to be called off: its object is gone or going, or says that it is over.
+pub(crate) fn withdrawn(world: &World, namespace: &str, moving: &VmMove) -> bool {
+    object(world, namespace, moving)
+        .is_none_or(|m| m.metadata.deletion_timestamp.is_some() || is_over(m))
+}
+
+/// Whether the outcome of a move stands.
+pub(crate) fn is_over(migration: &VirtualMachineMigration) -> bool {
+    migration.status.as_ref().is_some_and(|s| s.outcome != MigrationOutcome::Pending)
+}
+
+/// Why Stockade ordered a move itself; `None`: a user did.
+pub(crate) fn cause(migration: &VirtualMachineMigration) -> Option<&str> {
+    migration.metadata.labels.as_ref()?.get(CAUSE_LABEL).map(String::as_str)
+}
+
+/// The facts of one host.
+pub(crate) fn facts_of<'a>(facts: &'a [HostFacts], host: &str) -> Option<&'a HostFacts> {
+    facts.iter().find(|f| f.name == host)
+}
+
+#[cfg(test)]
+mod tests;
