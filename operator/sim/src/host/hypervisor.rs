@@ -52,7 +52,7 @@ impl SimHypervisor {
         Fut: Future<Output = HostResult<T>> + Send + 'static,
     {
         self.daemon(op).await?;
-        self.0.sim.lock().host_actions += 1;
+        self.0.sim.lock().acted(&self.0.host);
         let life = self.life();
         let (send, mut receive) = oneshot::channel();
         let work = make(self.0.clone());

@@ -113,7 +113,6 @@ impl JournalPort for SimJournal {
             // Up to the fsync's return nothing is promised: a crash before it keeps the old state.
             self.0.enter(2, 8).await;
             let mut w = self.0.sim.lock();
-            w.host_actions += 1;
             let Some(m) = w.machines.get_mut(&self.0.host) else {
                 return Err(HostError::failed("journal", &self.0.host, "no such host"));
             };
@@ -121,6 +120,7 @@ impl JournalPort for SimJournal {
                 return Err(HostError::failed("journal", &self.0.host, "read-only file system"));
             }
             m.durable.journal = state.clone();
+            w.acted(&self.0.host);
             Ok(())
         }
         .boxed()

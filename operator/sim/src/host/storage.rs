@@ -58,7 +58,7 @@ impl SimStorage {
         };
         self.io(op, &storage, writes).await?;
         if writes {
-            self.0.sim.lock().host_actions += 1;
+            self.0.sim.lock().acted(&self.0.host);
         }
         let mounted = {
             let w = self.0.sim.lock();

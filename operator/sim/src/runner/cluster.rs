@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -20,7 +21,7 @@ use crate::host::gate::Gate;
 use crate::host::{SimFence, SimServer, true_clock};
 use crate::kube::{Fault, FaultId, Refusal, SchemaError, Scope, SimApi};
 use crate::world::model::{Device, Net, Store, WatchdogKind, Way};
-use crate::world::power::Build;
+use crate::world::power::{Build, Which};
 use crate::world::{AgentLife, Sim};
 
 /// The storage of every cluster here.
@@ -324,15 +325,37 @@ impl Cluster {
 
     /// The leading controller ends at once; its supervisor starts it again after ten seconds.
     pub fn crash_controller(&mut self) {
-        let Some(leader) = self.leader() else { return };
-        if let Some(controller) = locked(&self.controllers).alive.remove(&leader) {
-            controller.gate.kill();
+        if let Some(leader) = self.leader() {
+            self.starter().crash(&leader);
         }
-        let starter = self.starter();
-        tokio::spawn(async move {
-            tokio::time::sleep(CONTROLLER_BACK).await;
-            starter.start(stockade_controller::LEASE_NAME);
+    }
+
+    /// Counts the writes of controllers and agents from now on, beats left out. Who makes the write
+    /// that brings it to `crash` dies once it is committed: the answer never comes.
+    pub fn count_writes(&self, crash: Option<u64>) -> Arc<AtomicU64> {
+        let counter = Arc::new(AtomicU64::new(0));
+        let (count, starter) = (counter.clone(), self.starter());
+        self.api.admin().on_write(move |write| {
+            if write.kind == "Lease" {
+                return;
+            }
+            let host = write.identity.strip_prefix("host/");
+            if host.is_none() && !write.identity.starts_with("controller/") {
+                return;
+            }
+            if Some(count.fetch_add(1, Ordering::Relaxed) + 1) != crash {
+                return;
+            }
+            match host {
+                Some(host) => {
+                    if let Some(sim) = starter.sim.upgrade() {
+                        sim.lock().crash_process(host, Which::Agent, 0);
+                    }
+                }
+                None => starter.crash(&write.identity),
+            }
         });
+        counter
     }
 
     /// All controllers end cleanly, and stay down.
@@ -440,6 +463,7 @@ pub fn disk_path(storage: &str, vm: &str) -> String {
 
 /// What it takes to start a controller; it holds the world weakly, as its supervisor may
 /// outlive the run.
+#[derive(Clone)]
 struct Starter {
     sim: std::sync::Weak<Sim>,
     api: SimApi,
@@ -448,6 +472,18 @@ struct Starter {
 }
 
 impl Starter {
+    /// A controller ends at once; its supervisor starts it again after a while.
+    fn crash(&self, identity: &str) {
+        if let Some(controller) = locked(&self.controllers).alive.remove(identity) {
+            controller.gate.kill();
+        }
+        let starter = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(CONTROLLER_BACK).await;
+            starter.start(stockade_controller::LEASE_NAME);
+        });
+    }
+
     fn start(&self, lease: &str) {
         let Some(sim) = self.sim.upgrade() else { return };
         let gate = Gate::open();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use super::run::{self, Outcome, Rules};
+use super::run::{self, Crash, Outcome, Rules};
 use super::{Scenario, load, output, print};
 use crate::hooks::run_deterministic;
 use crate::random::{self, Symptom};
@@ -54,6 +54,8 @@ pub struct Campaign {
     pub quiet: bool,
     /// Longest search for a smaller scenario that fails the same way, in runs; 0: none.
     pub shrink: usize,
+    /// Safety rules that hold.
+    pub rules: Rules,
     /// Runs at once; absent: as many as there are cores.
     pub jobs: Option<usize>,
 }
@@ -145,7 +147,7 @@ impl Campaign {
                 }
             },
         };
-        let result = one(&scenario, job.seed);
+        let result = one_under(&scenario, job.seed, self.rules, None);
         Done { file, scenario, job, result }
     }
 
@@ -190,7 +192,7 @@ impl Campaign {
         let mut tried = 0;
         let mut small = random::shrink(scenario, &wanted, mended, self.shrink, |candidate| {
             tried += 1;
-            symptom(&one(candidate, seed))
+            symptom(&one_under(candidate, seed, self.rules, None))
         });
         small.name = format!("{} shrunk", small.name);
         let text = print::scenario(&small);
@@ -219,16 +221,21 @@ impl Campaign {
 /// # Errors
 /// Why it could not be made.
 pub fn one(scenario: &Scenario, seed: u64) -> Result<Outcome, String> {
-    one_under(scenario, seed, Rules::default())
+    one_under(scenario, seed, Rules::default(), None)
 }
 
-/// [`one`], with some safety rules dropped.
+/// [`one`], with some safety rules dropped, and a process that dies in it.
 ///
 /// # Errors
 /// Why it could not be made.
-pub fn one_under(scenario: &Scenario, seed: u64, rules: Rules) -> Result<Outcome, String> {
+pub fn one_under(
+    scenario: &Scenario,
+    seed: u64,
+    rules: Rules,
+    crash: Option<Crash>,
+) -> Result<Outcome, String> {
     let scenario = scenario.clone();
-    let run = move || async move { run::run(&scenario, seed, rules).await };
+    let run = move || async move { run::run(&scenario, seed, rules, crash).await };
     match run_deterministic(seed, run) {
         Ok(Ok(outcome)) => Ok(outcome),
         Ok(Err(error)) => Err(error.to_string()),

@@ -90,8 +90,10 @@ pub struct World {
     pub fault_beyond_api: bool,
     /// Something may have changed since this was last made false.
     pub touches: bool,
-    /// Makes the n-th host action end the named process: for sweeps over crashes.
+    /// Counts what agents have done to hosts since second 0.
     pub host_actions: u64,
+    /// After so many of them the agent that did the last one dies: for sweeps over crashes.
+    pub crash_after_action: Option<u64>,
 }
 
 impl Sim {
@@ -122,6 +124,7 @@ impl Sim {
                 certified: BTreeSet::new(),
                 fault_beyond_api: false,
                 host_actions: 0,
+                crash_after_action: None,
                 touches: false,
             }),
             changed: Notify::new(),
@@ -174,6 +177,7 @@ impl World {
     pub fn begin(&mut self) {
         self.zero = self.now();
         self.events.clear();
+        self.host_actions = 0;
     }
 
     /// The agents' program, for hosts that boot from now on.
@@ -185,6 +189,14 @@ impl World {
     /// called with the world locked.
     pub fn on_kernel_stopped(&mut self, told: KernelStopped) {
         self.kernel_stopped = Some(told);
+    }
+
+    /// An agent has done something to its host.
+    pub(crate) fn acted(&mut self, host: &str) {
+        self.host_actions += 1;
+        if self.crash_after_action == Some(self.host_actions) {
+            self.crash_process(host, power::Which::Agent, 0);
+        }
     }
 
     /// A number of `low..=high` from the stream of `name`.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use stockade_sim::scenario::campaign::{self, Campaign};
+use stockade_sim::scenario::run::Rules;
 
 /// Runs scenario files against the real controller and agents on simulated hosts. Exits with 0
 /// only if every expectation and every safety invariant held for every seed of every file.
@@ -30,6 +31,9 @@ struct Arguments {
     /// Prints verdicts alone; events only of the first failed run of each scenario.
     #[arg(long, short)]
     quiet: bool,
+    /// Drops safety rules, to see what each is for: controller.boot,agent.epoch …
+    #[arg(long, value_name = "RULES", value_parser = Rules::without)]
+    without: Option<Rules>,
     /// Runs at once.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         json: arguments.json,
         quiet: arguments.quiet,
         shrink: arguments.shrink,
+        rules: arguments.without.unwrap_or_default(),
         jobs: arguments.jobs,
     };
     campaign.run(&mut std::io::stdout())

@@ -2,6 +2,7 @@
 
 mod objects;
 mod orders;
+mod rules;
 mod setup;
 mod steps;
 mod told;
@@ -9,10 +10,9 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use stockade_core::agent::Guards as AgentGuards;
-use stockade_core::world::Guards;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -24,6 +24,7 @@ use crate::kube::{FaultId, Write};
 use crate::oracle::Rule as Invariant;
 use crate::runner::{Cluster, ClusterError};
 use orders::Orders;
+pub use rules::{NAMES as RULE_NAMES, Rules};
 use view::ClusterView;
 
 /// Why a scenario could not be run at all.
@@ -32,15 +33,6 @@ pub enum RunError {
     /// The cluster of its second 0 could not be made.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-}
-
-/// The safety rules that hold in a run; all of them unless a test drops one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Rules {
-    /// The controller's.
-    pub controller: Guards,
-    /// The agents'.
-    pub agent: AgentGuards,
 }
 
 /// What came of a run.
@@ -52,6 +44,19 @@ pub struct Outcome {
     pub events: Vec<SimEvent>,
     /// How often the situation of each invariant came up.
     pub exercised: BTreeMap<Invariant, u64>,
+    /// Writes of controllers and agents to the API since second 0, beats left out.
+    pub writes: u64,
+    /// What agents have done to their hosts since second 0.
+    pub actions: u64,
+}
+
+/// A process that is to die in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The controller or agent that made the n-th write, once it is committed.
+    AfterWrite(u64),
+    /// The agent that did the n-th thing to its host, once it is done.
+    AfterAction(u64),
 }
 
 /// A cluster that a scenario plays on.
@@ -69,7 +74,12 @@ struct Stage {
 ///
 /// # Errors
 /// The state of second 0 is refused by the API, or is not reached.
-pub async fn run(scenario: &Scenario, seed: u64, rules: Rules) -> Result<Outcome, RunError> {
+pub async fn run(
+    scenario: &Scenario,
+    seed: u64,
+    rules: Rules,
+    crash: Option<Crash>,
+) -> Result<Outcome, RunError> {
     let scenario = Arc::new(scenario.clone());
     let mut stage = Stage {
         cluster: Cluster::empty(seed, rules.controller, rules.agent)?,
@@ -95,9 +105,18 @@ pub async fn run(scenario: &Scenario, seed: u64, rules: Rules) -> Result<Outcome
     }
     let writes = stage.cluster.api.admin().subscribe();
     stage.begin()?;
+    let counted = match crash {
+        Some(Crash::AfterWrite(n)) => stage.cluster.count_writes(Some(n)),
+        Some(Crash::AfterAction(n)) => {
+            stage.cluster.sim.lock().crash_after_action = Some(n);
+            stage.cluster.count_writes(None)
+        }
+        None => stage.cluster.count_writes(None),
+    };
     let show = Show {
         evaluator,
         writes,
+        counted,
         told: told::Told::default(),
         events: Vec::new(),
         began: tokio::time::Instant::now(),
@@ -119,6 +138,8 @@ impl Stage {
             verdict: Verdict::new(&self.scenario, seed, vec![failure], violations, &view),
             events: Vec::new(),
             exercised: self.cluster.sim.lock().oracle.exercised.clone(),
+            writes: 0,
+            actions: 0,
         }
     }
 }
@@ -127,6 +148,7 @@ impl Stage {
 struct Show {
     evaluator: Evaluator,
     writes: mpsc::UnboundedReceiver<Arc<Write>>,
+    counted: Arc<AtomicU64>,
     told: told::Told,
     events: Vec<SimEvent>,
     began: tokio::time::Instant,
@@ -159,8 +181,14 @@ impl Show {
         let failures = self.evaluator.finish(now, &view);
         let violations = stage.cluster.violations();
         let verdict = Verdict::new(&stage.scenario, seed, failures, violations, &view);
-        let exercised = sim.lock().oracle.exercised.clone();
-        Outcome { verdict, events: self.events, exercised }
+        let world = sim.lock();
+        Outcome {
+            verdict,
+            events: self.events,
+            exercised: world.oracle.exercised.clone(),
+            writes: self.counted.load(Ordering::Relaxed),
+            actions: world.host_actions,
+        }
     }
 
     /// Tells the evaluator what has happened, and that something may have changed.
