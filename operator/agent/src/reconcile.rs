@@ -37,6 +37,8 @@ const INSPECT: u64 = 10_000;
 /// A host that goes down stops its VMs by itself once nobody has been reached for so long, in
 /// milliseconds.
 const ALONE: u64 = 15_000;
+/// A host that has released everything waits so long for an API to tell it to, in milliseconds.
+const UNHEARD: u64 = 60_000;
 /// How long kills and the last report may take once the limit of a shutdown is over, in
 /// milliseconds.
 const LAST_WORD: u64 = 20_000;
@@ -737,7 +739,9 @@ impl Loop {
         });
         let limit = u64::try_from(spec.shutdown_limit_seconds).unwrap_or(0).saturating_mul(1_000);
         let over = held_back >= limit.saturating_add(LAST_WORD);
-        let clean = self.said_down() && reported && nothing_runs(o);
+        let silent = now.saturating_sub(*locked(&self.context.renewed));
+        let unheard = held_back >= UNHEARD && silent >= UNHEARD;
+        let clean = nothing_runs(o) && (unheard || (self.said_down() && reported));
         if !self.allowed_down && (clean || over) {
             self.allowed_down = true;
             self.context.ports.machine.allow_down();

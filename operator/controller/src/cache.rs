@@ -90,6 +90,8 @@ macro_rules! kinds {
             pub(crate) lives: Lives,
             pub(crate) usage: BTreeMap<String, (i64, i64)>,
             pub(crate) wake_at: Option<Millis>,
+            /// How many host failures still fit, and when that was counted.
+            pub(crate) tolerates: Option<(usize, Millis)>,
             pub(crate) seen: BTreeMap<String, (String, Millis)>,
             identity: String,
             lease_name: String,
@@ -103,6 +105,7 @@ macro_rules! kinds {
                     lives: Lives { limit: 5_000, ..Lives::default() },
                     usage: BTreeMap::new(),
                     wake_at: None,
+                    tolerates: None,
                     seen: BTreeMap::new(),
                     identity: shared.context.identity.clone(),
                     lease_name: shared.context.lease.clone(),

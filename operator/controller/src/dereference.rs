@@ -6,6 +6,10 @@ use stockade_crds::names::{HOST_LABEL, POLICY_NAME, host_of_namespace};
 use crate::cache::{Cache, Kind};
 use crate::context::{Shared, locked};
 
+/// How many host failures fit is counted so often: it takes long in a large cluster, and
+/// nobody acts on it at once.
+const COUNT_AGAIN_MILLIS: u64 = 10_000;
+
 fn by_name<K>(kind: &Kind<K>) -> std::collections::BTreeMap<String, std::sync::Arc<K>> {
     kind.objects.iter().map(|(k, v)| (k.name.clone(), v.clone())).collect()
 }
@@ -64,6 +68,10 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         server: locked(&shared.server).clone(),
         seen_since: cache.seen.iter().map(|(k, (_, at))| (k.clone(), *at)).collect(),
         usage: cache.usage.clone(),
+        tolerates: cache
+            .tolerates
+            .filter(|(_, at)| now.saturating_sub(*at) < COUNT_AGAIN_MILLIS)
+            .map(|(n, _)| n),
         guards: shared.context.guards,
     }
 }

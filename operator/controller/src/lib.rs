@@ -94,6 +94,9 @@ pub async fn run_observed(
             let begun = std::time::Instant::now();
             let plan = stockade_core::planner::plan(&world);
             loop_shared.observed.planned(&world, &plan, begun.elapsed());
+            if world.tolerates.is_none() {
+                cache.tolerates = Some((plan.tolerates, world.now));
+            }
             cache.wake_at = plan.wake_at;
             let answers = apply::apply(&loop_shared, &world, &plan).await;
             cache.learn(answers);

@@ -1,5 +1,7 @@
 //! Hosts: their namespaces, the orders about the host itself, and their status.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STALLED, VALID};
 use stockade_crds::conditions::{PAUSED, TOLERATES_HOST_FAILURE};
 use stockade_crds::names::host_fence_name;
@@ -19,6 +21,14 @@ use crate::world::World;
 
 /// Namespaces, HostAgents and the status of hosts, storages, lock managers and the policy.
 pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, out: &mut Plan) {
+    let mut open: BTreeMap<&str, usize> = BTreeMap::new();
+    for status in world.vms.values().filter_map(|vm| vm.status.as_ref()) {
+        let unsettled = status.placements.iter().filter(|p| !p.state.is_settled());
+        let on: BTreeSet<&str> = unsettled.map(|p| p.host.as_str()).collect();
+        for host in on {
+            *open.entry(host).or_default() += 1;
+        }
+    }
     for facts in hosts {
         let Some(host) = world.hosts.get(&facts.name) else { continue };
         match world.namespaces.get(&facts.name) {
@@ -26,7 +36,10 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
             Some(ns) if ns.ours && !ns.terminating => host_agent(world, facts, host, out),
             Some(_) => {}
         }
-        out.hosts.push((facts.name.clone(), host_status(world, facts, host)));
+        out.hosts.push((
+            facts.name.clone(),
+            host_status(world, facts, host, open.get(facts.name.as_str()).copied().unwrap_or(0)),
+        ));
     }
     for (name, storage) in &world.storages {
         out.storages.push((name.clone(), storage_status(world, name, storage)));
@@ -149,7 +162,11 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         heartbeat_seconds: policy.heartbeat_seconds,
         storages,
         lock,
-        arm: host.spec.self_fencing && facts.needed && policy.automation == Automation::Active,
+        // Without a watchdog there is nothing to arm, and elapsed time never proves anything.
+        arm: host.spec.self_fencing
+            && facts.needed
+            && policy.automation == Automation::Active
+            && agent.and_then(|a| a.status.as_ref()).is_some_and(|s| s.watchdog),
         self_fence: policy.self_fence,
         api_loss: policy.api_loss,
         api_loss_seconds: policy.api_loss_seconds,
@@ -166,15 +183,9 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
     }
 }
 
-fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStatus> {
+fn host_status(world: &World, facts: &HostFacts, host: &Host, vms: usize) -> Report<HostStatus> {
     let old = host.status.clone().unwrap_or_default();
     let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
-    let vms = world
-        .vms
-        .values()
-        .filter_map(|vm| vm.status.as_ref())
-        .filter(|s| s.placements.iter().any(|p| !p.state.is_settled() && p.host == facts.name))
-        .count();
     // Ages change every second; they are stored as of the last change of state.
     let evidence = if old.printable_status == facts.state && !old.evidence.is_empty() {
         old.evidence
@@ -236,6 +247,14 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStat
             false,
             "Untested",
             "no level of its fence devices has read its plug on; see the FenceDevices' conditions",
+        )
+    } else if host.spec.self_fencing && report.is_some_and(|r| !r.watchdog) {
+        Decided::new(
+            FENCING_READY,
+            false,
+            "NoWatchdog",
+            "it declares selfFencing and has no watchdog: if it fails, its VMs wait for a human's \
+             word; give it a watchdog, or spec.fencing",
         )
     } else if host.spec.self_fencing {
         Decided::new(FENCING_READY, true, "SelfFencing", "it resets itself when it is cut off")

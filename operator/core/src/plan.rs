@@ -234,6 +234,9 @@ pub struct Plan {
     pub fences: Vec<(String, Report<HostFenceStatus>)>,
     /// Status of moves.
     pub migrations: Vec<(Key, Report<VirtualMachineMigrationStatus>)>,
+    /// How many host failures still fit; as in [`World::tolerates`](crate::world::World) if
+    /// that was given.
+    pub tolerates: usize,
     /// Status of the policy.
     pub policy: Option<Report<AvailabilityPolicyStatus>>,
     /// When to plan again even if nothing changes.

@@ -148,6 +148,9 @@ pub struct World {
     pub seen_since: BTreeMap<String, Millis>,
     /// Measured use by VM uid: thousandths of a CPU, MiB.
     pub usage: BTreeMap<String, (i64, i64)>,
+    /// How many host failures still fit, as counted lately; `None`: to be counted in this plan,
+    /// which takes long in a large cluster.
+    pub tolerates: Option<usize>,
     /// Guards that a test has dropped; all hold in production.
     pub guards: Guards,
 }

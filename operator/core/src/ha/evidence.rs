@@ -76,6 +76,8 @@ pub struct OwnEcho {
 pub struct Lives {
     /// By host name.
     pub hosts: BTreeMap<String, Life>,
+    /// Host names by uid.
+    pub uids: BTreeMap<String, String>,
     /// When the observer's own beat last came back by the watch.
     pub echo_at: Option<Millis>,
     /// Since when it has come back without a break longer than the limit.
@@ -137,15 +139,13 @@ impl Lives {
                 }
             }
         }
-        let uids: BTreeMap<String, String> = self
-            .hosts
-            .iter()
-            .map(|(name, life)| (life.lease.host_uid.clone(), name.clone()))
-            .chain([(beat.host_uid.clone(), host.to_owned())])
-            .collect();
+        if self.uids.get(&beat.host_uid).is_none_or(|name| name != host) {
+            self.uids.retain(|_, name| name != host);
+            self.uids.insert(beat.host_uid.clone(), host.to_owned());
+        }
         for (storage, seen) in &beat.beats {
             for (uid, seen_beat) in seen {
-                let Some(target) = uids.get(uid) else { continue };
+                let Some(target) = self.uids.get(uid) else { continue };
                 let life = self.hosts.entry(target.clone()).or_default();
                 match life.storage.get_mut(storage) {
                     None => {

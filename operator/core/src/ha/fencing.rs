@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use stockade_crds::names::host_fence_name;
 use stockade_crds::v1alpha1::{
     DomainState, End, FenceAction, FenceDevice, HostFence, HostFenceSpec, HostState, IsolatedHost,
-    StopFailure,
+    ProofKind, StopFailure,
 };
 
 use self::calls::{
@@ -120,6 +120,12 @@ fn has_stuck_vm(world: &World, facts: &HostFacts) -> bool {
     })
 }
 
+/// Whether the policy takes power for a proof at all: if not, nobody's power is cut.
+fn power_counts(world: &World) -> bool {
+    let proofs = world.policy_spec().accepted_proofs;
+    proofs.iter().any(|all| all.contains(&ProofKind::Power))
+}
+
 fn drive(
     world: &World,
     facts: &HostFacts,
@@ -134,7 +140,8 @@ fn drive(
         open(world, facts, out);
         return;
     }
-    if levels.is_empty() {
+    let power = power_counts(world);
+    if levels.is_empty() || !power {
         // A human's word or elapsed time is all there is: the certificate waits for it.
         let policy = world.policy_spec();
         if certificate.is_none() && world.now.saturating_sub(since) >= seconds(policy.act_seconds) {
@@ -327,7 +334,7 @@ fn refine(world: &World, facts: &mut HostFacts, brake: Brake, certificate: Optio
                     || failed_rounds(&calls(world, facts, d, since)).0 >= ROUNDS_PER_LEVEL
             })
         });
-    let no_device = levels(world, facts).is_empty();
+    let no_device = levels(world, facts).is_empty() || !power_counts(world);
     let elapsed = elapsed_possible(world, facts);
     let no_path = facts.silent_since.is_none();
     let held = brake.holds() && world.guards.brake;

@@ -11,6 +11,8 @@
 //! ```
 //! The state is computed from evidence each time; nothing remembers it.
 
+use std::collections::BTreeSet;
+
 use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, Management, ProofKind};
 
 use super::evidence::Life;
@@ -49,6 +51,8 @@ pub struct HostFacts {
     pub state: HostState,
     /// Why it takes no VM; `None`: it takes them.
     pub refuses: Option<String>,
+    /// It is cordoned and otherwise well: VMs that were on it may start on it again.
+    pub keeps_its_own: bool,
 }
 
 /// What is true of every host, by name.
@@ -58,6 +62,16 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
     let heartbeat = seconds(policy.heartbeat_seconds);
     let suspect = seconds(policy.suspect_seconds);
     let act = seconds(policy.act_seconds);
+    // Boots with open epochs. Nothing is recovered of a VM that is only watched.
+    let needed: BTreeSet<(&str, &str)> = world
+        .vms
+        .values()
+        .filter(|vm| vm.spec.management == Management::Managed)
+        .filter_map(|vm| vm.status.as_ref())
+        .flat_map(|s| &s.placements)
+        .filter(|p| !p.state.is_settled())
+        .map(|p| (p.host_uid.as_str(), p.boot_id.as_str()))
+        .collect();
     world
         .hosts
         .iter()
@@ -93,22 +107,23 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
             facts.proof = world
                 .standing_proof(&facts.uid, &facts.boot)
                 .and_then(|f| f.status.as_ref().and_then(|s| s.proof));
-            facts.needed = world.vms.values().any(|vm| {
-                // Nothing is recovered of a VM that is only watched.
-                vm.spec.management == Management::Managed
-                    && vm.status.as_ref().is_some_and(|s| {
-                        s.placements.iter().any(|p| {
-                            !p.state.is_settled()
-                                && p.host_uid == facts.uid
-                                && (p.boot_id == facts.boot || !world.guards.boot)
-                        })
-                    })
-            });
+            facts.needed = needed.contains(&(facts.uid.as_str(), facts.boot.as_str()))
+                || (!world.guards.boot && needed.iter().any(|(uid, _)| *uid == facts.uid));
             facts.state = state(&facts, host.spec.mode, joined, suspect, act);
             facts.refuses = refusal(world, &facts, host.spec.mode, this_boot);
+            facts.keeps_its_own = facts.state == HostState::Cordoned && {
+                let open = HostFacts { state: HostState::Ready, ..facts.clone() };
+                refusal(world, &open, HostMode::Active, this_boot).is_none()
+            };
             facts
         })
         .collect()
+}
+
+/// The facts of one host; `hosts` are sorted by name, as [`assess`] leaves them.
+#[must_use]
+pub fn facts_of<'a>(hosts: &'a [HostFacts], name: &str) -> Option<&'a HostFacts> {
+    hosts.binary_search_by(|h| h.name.as_str().cmp(name)).ok().and_then(|i| hosts.get(i))
 }
 
 /// Whole seconds of a policy as milliseconds.

@@ -24,7 +24,8 @@ use std::collections::BTreeMap;
 
 use stockade_crds::names::CAUSE_LABEL;
 use stockade_crds::v1alpha1::{
-    HostShutdown, HostState, MigrationOutcome, VirtualMachineMigration, VmMove,
+    HostMode, HostShutdown, HostState, MigrationOutcome, Rebalance, VirtualMachine,
+    VirtualMachineMigration, VmMove,
 };
 
 use crate::ha::host_state::HostFacts;
@@ -39,12 +40,34 @@ pub use live::undecided;
 pub(crate) fn plan(
     world: &World,
     facts: &[HostFacts],
-    cluster: &Cluster,
+    cluster: Option<&Cluster>,
     decisions: &mut BTreeMap<Key, Decision>,
     out: &mut Plan,
 ) {
+    let empty = Cluster::new(Vec::new(), Vec::new());
+    let cluster = cluster.unwrap_or(&empty);
     requests::plan(world, facts, cluster, decisions, out);
     auto::plan(world, facts, cluster, decisions, out);
+}
+
+/// Whether anything is moved or may have to be, so that the books of placement are needed.
+pub(crate) fn needs_books(world: &World, facts: &[HostFacts]) -> bool {
+    let placement = |vm: &VirtualMachine| {
+        let p = &vm.spec.placement;
+        p.failback
+            || !(p.required_hosts.is_empty()
+                && p.host_selector.is_empty()
+                && p.together_with.is_empty()
+                && p.apart_from.is_empty())
+    };
+    let maintained = |f: &HostFacts| {
+        let mode = world.hosts.get(&f.name).map(|h| h.spec.mode);
+        mode == Some(HostMode::Maintenance) || drains(world, f)
+    };
+    !world.migrations.is_empty()
+        || world.policy_spec().rebalance != Rebalance::Never
+        || facts.iter().any(maintained)
+        || world.vms.values().any(|vm| placement(vm))
 }
 
 /// Whether a host is being emptied: in maintenance, or going down under a policy that moves

@@ -20,7 +20,7 @@ pub fn plan(world: &World) -> Plan {
     let mut facts = host_state::assess(world);
     let brake = brake(world, &facts);
     fencing::plan(world, &mut facts, brake, &mut out);
-    let claims = vm::claims(world);
+    let claims = vm::Claims::new(world);
     let mut decisions: BTreeMap<Key, Decision> = world
         .vms
         .iter()
@@ -34,24 +34,30 @@ pub fn plan(world: &World) -> Plan {
         })
         .collect();
     let mut pinned = pinned;
-    let mut cluster = vm::cluster(world, &facts, &pinned);
     let wanted: Vec<VmKey> = decisions
         .iter()
         .filter(|(_, d)| d.start.is_some())
         .map(|(key, _)| VmKey::new(&key.namespace, &key.name))
         .collect();
-    let mut places =
-        if wanted.is_empty() { BTreeMap::new() } else { place(&cluster, &wanted, Mode::Start) };
-    // Where the first choice can't be had, any host will do.
-    let before = pinned.len();
-    pinned.retain(|key, _| {
-        let bends = decisions.get(key).is_some_and(|d| d.pin_bends);
-        let got = places.get(&VmKey::new(&key.namespace, &key.name)).is_some_and(Result::is_ok);
-        got || !bends
-    });
-    if pinned.len() < before {
-        cluster = vm::cluster(world, &facts, &pinned);
-        places = place(&cluster, &wanted, Mode::Start);
+    // Most plans place and move nothing.
+    let books =
+        !wanted.is_empty() || world.tolerates.is_none() || moves::needs_books(world, &facts);
+    let mut cluster = books.then(|| vm::cluster(world, &facts, &pinned));
+    let mut places = BTreeMap::new();
+    if let Some(books) = cluster.as_ref().filter(|_| !wanted.is_empty()) {
+        places = place(books, &wanted, Mode::Start);
+        // Where the first choice can't be had, any host will do.
+        let before = pinned.len();
+        pinned.retain(|key, _| {
+            let bends = decisions.get(key).is_some_and(|d| d.pin_bends);
+            let got = places.get(&VmKey::new(&key.namespace, &key.name)).is_some_and(Result::is_ok);
+            got || !bends
+        });
+        if pinned.len() < before {
+            let books = vm::cluster(world, &facts, &pinned);
+            places = place(&books, &wanted, Mode::Start);
+            cluster = Some(books);
+        }
     }
     for (key, answer) in places {
         let key = Key::new(key.namespace, key.name);
@@ -70,7 +76,9 @@ pub fn plan(world: &World) -> Plan {
                 out.wake(world.now + 5_000);
             }
             Ok(host) => {
-                let Some(target) = facts.iter().find(|f| f.name == host) else { continue };
+                let Some(target) = facts.iter_mut().find(|f| f.name == host) else { continue };
+                // It is armed no later than its first VM is ordered.
+                target.needed = true;
                 let Gate::Open(relies_on) =
                     gate::may_place(world, vm, &decision.report.status.placements)
                 else {
@@ -100,9 +108,14 @@ pub fn plan(world: &World) -> Plan {
             }
         }
     }
-    let tolerates = crate::placement::tolerates(&cluster);
+    let known = world.tolerates.unwrap_or(0);
+    let tolerates = match &cluster {
+        Some(books) if world.tolerates.is_none() => crate::placement::tolerates(books),
+        Some(_) | None => known,
+    };
+    out.tolerates = tolerates;
     hosts::plan(world, &facts, brake, tolerates, &mut out);
-    moves::plan(world, &facts, &cluster, &mut decisions, &mut out);
+    moves::plan(world, &facts, cluster.as_ref(), &mut decisions, &mut out);
     for (key, decision) in decisions {
         if let Some(at) = decision.wake {
             out.wake(at);

@@ -26,14 +26,21 @@ pub(super) struct Found {
     pub(super) item: InventoryItem,
 }
 
-/// Every copy of a VM that runs without an order, by host.
-pub(super) fn found(world: &World, vm: &VirtualMachine, placements: &[PlacedEpoch]) -> Vec<Found> {
+/// Every copy of a VM that runs without an order, by host; `hosts`: where one may be listed.
+pub(super) fn found(
+    world: &World,
+    vm: &VirtualMachine,
+    placements: &[PlacedEpoch],
+    hosts: &[String],
+) -> Vec<Found> {
     let Some(uid) = vm.metadata.uid.as_deref() else { return Vec::new() };
     let open = || placements.iter().filter(|p| !p.state.is_settled());
     let moving = open().count() > 1;
     let mut all = Vec::new();
-    for (host, agent) in &world.agents {
-        let Some(report) = &agent.status else { continue };
+    for host in hosts {
+        let Some(report) = world.agents.get(host).and_then(|a| a.status.as_ref()) else {
+            continue;
+        };
         let Some(item) = report.inventory.iter().find(|i| i.uuid == uid) else { continue };
         let current =
             world.lives.hosts.get(host).is_some_and(|l| l.lease.boot_id == report.boot_id);

@@ -8,8 +8,6 @@
 //! an open epoch whose host is silent ─► Recovering ─proof, denial, lock break─► settled
 //! ```
 
-use std::collections::BTreeMap;
-
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
@@ -20,7 +18,7 @@ use stockade_crds::v1alpha1::{
 use super::adopt;
 use super::ends::{next_try, note_ends};
 use super::found::{self, Found};
-use super::machine;
+use super::machine::{self, Claims};
 use super::moving;
 use super::open::{Asked, open_epoch};
 use super::order::basis;
@@ -28,7 +26,7 @@ use super::removal::delete;
 use super::request::{Request, obey_request, wants_to_run};
 use super::word::{Word, conditions, tell};
 use crate::gate::{self, Gate};
-use crate::ha::host_state::HostFacts;
+use crate::ha::host_state::{HostFacts, facts_of};
 use crate::moves::live::Next;
 use crate::plan::{DomainWrite, Intent, Report};
 use crate::world::{Key, Millis, World};
@@ -62,7 +60,7 @@ pub fn decide(
     world: &World,
     hosts: &[HostFacts],
     vm: &VirtualMachine,
-    claims: &BTreeMap<String, Key>,
+    claims: &Claims,
 ) -> Decision {
     let key = Key::of(&vm.metadata);
     let mut decision = Decision {
@@ -128,7 +126,7 @@ fn managed(
     world: &World,
     hosts: &[HostFacts],
     vm: &VirtualMachine,
-    claims: &BTreeMap<String, Key>,
+    claims: &Claims,
     request: &Option<Request>,
     status: &mut VirtualMachineStatus,
     decision: &mut Decision,
@@ -139,7 +137,8 @@ fn managed(
     let restart = request.as_ref().filter(|r| r.verb == "restart");
     let run = wants_to_run(vm, status);
     let paused = world.policy_spec().automation == Automation::Paused;
-    let copies = found::found(world, vm, &status.placements);
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let copies = found::found(world, vm, &status.placements, claims.inventories(uid));
     let adopting = request.as_ref().and_then(|r| Some((r, r.adopt.as_deref()?)));
     if let Some((request, host)) = adopting {
         if adopt::is_there_already(world, vm, status, host, &copies) {
@@ -243,7 +242,7 @@ fn start(
     world: &World,
     hosts: &[HostFacts],
     vm: &VirtualMachine,
-    claims: &BTreeMap<String, Key>,
+    claims: &Claims,
     status: &mut VirtualMachineStatus,
     decision: &mut Decision,
 ) -> Word {
@@ -287,7 +286,9 @@ fn start(
     // After a crash, or a failed start with a try left, it stays where it was if that can be.
     let stays = failures.restarts > 0 || failures.exits > 0;
     let same = last.as_ref().filter(|_| stays).and_then(|p| {
-        hosts.iter().find(|h| h.name == p.host && h.refuses.is_none()).map(|h| h.name.clone())
+        facts_of(hosts, &p.host)
+            .filter(|h| h.refuses.is_none() || h.keeps_its_own)
+            .map(|h| h.name.clone())
     });
     decision.pin_bends = true;
     let same = match moving::start_on(status, hosts) {
@@ -309,12 +310,12 @@ fn start(
 fn not_startable(
     world: &World,
     vm: &VirtualMachine,
-    claims: &BTreeMap<String, Key>,
+    claims: &Claims,
     machine: &Machine,
 ) -> Option<Word> {
     let key = Key::of(&vm.metadata);
     for disk in machine.disks.iter().filter(|d| !d.read_only) {
-        if let Some(owner) = claims.get(&disk.path).filter(|owner| **owner != key) {
+        if let Some(owner) = claims.owner(world, &disk.path).filter(|owner| **owner != key) {
             let message = format!(
                 "disk {} ({}) belongs to VM {owner}; name another file, or delete that VM",
                 disk.name, disk.path
@@ -350,8 +351,8 @@ fn host_it_waits_for(
     waits: &WaitsFor,
 ) -> Waited {
     let name = &waits.host;
-    let Some(facts) = hosts.iter().find(|h| h.name == *name) else { return Waited::InVain };
-    if facts.refuses.is_none() {
+    let Some(facts) = facts_of(hosts, name) else { return Waited::InVain };
+    if facts.refuses.is_none() || facts.keeps_its_own {
         return Waited::There;
     }
     let old_boot = |p: &stockade_crds::v1alpha1::PlacedEpoch| {
@@ -419,7 +420,8 @@ fn watched(
         }
         return Word::new(VmState::Unmanaged, None, "Deleting", "was only watched; runs on");
     }
-    let copies = found::found(world, vm, &status.placements);
+    let all: Vec<String> = world.agents.keys().cloned().collect();
+    let copies = found::found(world, vm, &status.placements, &all);
     let ordered = status.placements.iter().find(|p| {
         !p.state.is_settled()
             && domain(world, vm, &p.host).and_then(|d| d.status.as_ref()).is_some_and(|s| {

@@ -53,9 +53,42 @@ pub fn disk_path(world: &World, vm: &VirtualMachine, index: usize) -> Result<Str
     })
 }
 
+/// What one plan looks up by disk or by VM; the owners are worked out only if a VM starts.
+#[derive(Debug, Default)]
+pub struct Claims {
+    owners: std::cell::OnceCell<BTreeMap<String, Key>>,
+    /// Hosts whose inventory lists a domain, by the domain's UUID.
+    inventories: BTreeMap<String, Vec<String>>,
+}
+
+impl Claims {
+    /// The look-ups of this world.
+    #[must_use]
+    pub fn new(world: &World) -> Self {
+        let mut inventories: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (host, agent) in &world.agents {
+            for item in agent.status.iter().flat_map(|s| &s.inventory) {
+                inventories.entry(item.uuid.clone()).or_default().push(host.clone());
+            }
+        }
+        Self { owners: std::cell::OnceCell::new(), inventories }
+    }
+
+    /// The VM that owns a writable disk.
+    #[must_use]
+    pub fn owner(&self, world: &World, path: &str) -> Option<&Key> {
+        self.owners.get_or_init(|| owners(world)).get(path)
+    }
+
+    /// Hosts that list a domain with this UUID which no order accounts for.
+    #[must_use]
+    pub fn inventories(&self, uid: &str) -> &[String] {
+        self.inventories.get(uid).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// The owner of each writable disk: the VM that is placed already, else the older one.
-#[must_use]
-pub fn claims(world: &World) -> BTreeMap<String, Key> {
+fn owners(world: &World) -> BTreeMap<String, Key> {
     let mut order: Vec<_> = world.vms.values().collect();
     order.sort_by_key(|vm| {
         let placed = vm.status.as_ref().is_some_and(|s| s.epoch > 0);

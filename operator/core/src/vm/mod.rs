@@ -16,7 +16,7 @@ mod word;
 
 pub(crate) use lifecycle::not_ready;
 pub use lifecycle::{Decision, decide};
-pub use machine::{Problem, claims, disk_path, resolve};
+pub use machine::{Claims, Problem, disk_path, resolve};
 pub use order::{basis, domain_order, next_epoch, place_order};
 pub use rows::cluster;
 pub use shutdown::{Fate, fate};

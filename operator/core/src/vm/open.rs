@@ -14,7 +14,7 @@ use super::removal::{clean_up, disks_to_delete};
 use super::request::Request;
 use super::shutdown::{Fate, fate, waits};
 use super::word::Word;
-use crate::ha::host_state::HostFacts;
+use crate::ha::host_state::{HostFacts, facts_of};
 use crate::plan::{DomainWrite, Intent};
 use crate::world::{Millis, World};
 
@@ -74,7 +74,7 @@ pub(super) fn open_epoch(
     let now = domain(world, vm, &placed.host);
     let same = now.filter(|d| d.spec.epoch == placed.epoch);
     let report = same.and_then(|d| d.status.as_ref()).filter(|s| s.epoch == placed.epoch);
-    let facts = hosts.iter().find(|h| h.name == placed.host);
+    let facts = facts_of(hosts, &placed.host);
     let going = facts
         .filter(|f| open.run && f.boot == placed.boot_id)
         .and_then(|f| fate(world, f, vm))

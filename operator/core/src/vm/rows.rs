@@ -12,7 +12,22 @@ use crate::world::{Key, World};
 /// Hosts and VMs of this moment. `pinned` binds a VM to one host for this plan.
 #[must_use]
 pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String>) -> Cluster {
-    let rows = hosts.iter().map(|facts| host_row(world, facts)).collect();
+    // A cordoned host takes its own VMs again, and no other.
+    let own: BTreeSet<&str> = hosts
+        .iter()
+        .filter(|h| h.keeps_its_own && pinned.values().any(|p| *p == h.name))
+        .map(|h| h.name.as_str())
+        .collect();
+    let rows = hosts
+        .iter()
+        .map(|facts| {
+            let mut row = host_row(world, facts);
+            if own.contains(facts.name.as_str()) {
+                row.accepts = Acceptance::Yes;
+            }
+            row
+        })
+        .collect();
     let vms = world
         .vms
         .iter()
@@ -45,7 +60,11 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                     .map(|p| p.host.clone())
                     .collect(),
                 tried: failures.tried_hosts.iter().cloned().collect(),
-                barred: BTreeMap::new(),
+                barred: own
+                    .iter()
+                    .filter(|host| pinned.get(key).is_none_or(|p| p != *host))
+                    .map(|host| ((*host).to_owned(), "cordoned".to_owned()))
+                    .collect(),
                 moved_to: status.moved_to.clone(),
                 failback: spec.placement.failback,
                 usage: vm.metadata.uid.as_ref().and_then(|u| world.usage.get(u)).copied(),
