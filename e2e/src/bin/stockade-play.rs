@@ -3,26 +3,28 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use stockade_e2e::play::{Cluster, Log, PlayError, STORAGE, tour};
+use stockade_e2e::play::{Cluster, Log, PlayError, STORAGE, Simulated, tour};
 use tokio::signal::unix::{SignalKind, signal};
 
-const HELP: &str = "usage: stockade-play [--once]
+const HELP: &str = "usage: stockade-play [--simulated] [--once]
 without --once: three hosts to play with until Ctrl-C
+--simulated: hosts that are not there, in real time; neither root nor libvirt is needed
 --once: a VM is taken through its life, a line a step; exits 0 only if all of it happened";
 
 /// Pause between two looks at what the BMCs were told.
 const TEND: Duration = Duration::from_millis(300);
 
 /// Refused by name, because they are not there yet.
-const NOT_THERE: [&str; 2] = ["--simulated", "--kubeconfig"];
+const NOT_THERE: [&str; 1] = ["--kubeconfig"];
 
 // One thread: programs that die with the thread that started them then die with us alone.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let mut once = false;
+    let (mut once, mut simulated) = (false, false);
     for word in std::env::args().skip(1) {
         match word.as_str() {
             "--once" => once = true,
+            "--simulated" => simulated = true,
             "-h" | "--help" => {
                 println!("{HELP}");
                 return ExitCode::SUCCESS;
@@ -46,7 +48,9 @@ async fn main() -> ExitCode {
     let played = tokio::select! {
         biased;
         () = asked_to_end() => Ok(false),
-        played = play(once) => played,
+        played = async {
+            if simulated { play_simulated(once).await } else { play(once).await }
+        } => played,
     };
     match played {
         Ok(true) => ExitCode::SUCCESS,
@@ -88,6 +92,55 @@ async fn play(once: bool) -> Result<bool, PlayError> {
         eprintln!("{}", cluster.dump());
     }
     played
+}
+
+/// The same on simulated hosts.
+async fn play_simulated(once: bool) -> Result<bool, PlayError> {
+    let log = Log::new();
+    let hosts = Simulated::start(3, !once, &log).await?;
+    let played = async {
+        hosts.wait_ready().await?;
+        log.say("all hosts are Ready");
+        if once {
+            hosts.tour(&log).await?;
+            log.say("all of it happened");
+        }
+        Ok(once)
+    };
+    let played = played.await;
+    match &played {
+        Ok(false) => {}
+        Ok(true) => return played,
+        Err(error) => {
+            report(error);
+            eprintln!("{}", hosts.dump());
+            return played;
+        }
+    }
+    let kubeconfig = hosts.plane().setup_kubeconfig()?;
+    let kubectl = hosts.plane().binaries().kubectl()?;
+    println!(
+        "\nexport KUBECONFIG={}\nalias kubectl={}\n\n\
+         Type here what is to happen to a host, as in: cut h1, on h1, panic h1\n\
+         Ctrl-C ends and removes everything.",
+        kubeconfig.display(),
+        kubectl.display()
+    );
+    let (typed, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if typed.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(line) = lines.recv().await {
+        match hosts.obey(&line) {
+            Ok(()) => log.say(format!("done: {}", line.trim())),
+            Err(why) => println!("{why}"),
+        }
+    }
+    std::future::pending().await
 }
 
 async fn show(cluster: &mut Cluster, log: &Log, once: bool) -> Result<bool, PlayError> {

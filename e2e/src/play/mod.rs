@@ -7,6 +7,7 @@
 
 mod failures;
 mod program;
+mod simulated;
 mod tour;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 pub use self::program::{Program, Programs, tail};
+pub use self::simulated::Simulated;
 pub use self::tour::tour;
 use crate::bmc::{Bmc, LOGIN};
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
@@ -96,22 +98,34 @@ impl PlayError {
     }
 }
 
-/// Tells on stdout what happened, and when since the start.
+/// Tells what happened, and when since the start.
 #[derive(Clone, Copy, Debug)]
 pub struct Log {
     started: Instant,
+    on_stderr: bool,
 }
 
 impl Log {
-    /// Starts to count.
+    /// Starts to count, and tells on stdout.
     #[must_use]
     pub fn new() -> Self {
-        Self { started: Instant::now() }
+        Self { started: Instant::now(), on_stderr: false }
+    }
+
+    /// Starts to count, and tells on stderr.
+    #[must_use]
+    pub fn on_stderr() -> Self {
+        Self { on_stderr: true, ..Self::new() }
     }
 
     /// Tells one thing.
     pub fn say(&self, text: impl AsRef<str>) {
-        println!("{:6.1} s  {}", self.started.elapsed().as_secs_f64(), text.as_ref());
+        let line = format!("{:6.1} s  {}", self.started.elapsed().as_secs_f64(), text.as_ref());
+        if self.on_stderr {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
     }
 }
 

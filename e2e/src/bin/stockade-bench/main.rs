@@ -1,9 +1,11 @@
 //! `./dev bench [row…]`: figures of our own beside those of a peer, measured in
 //! the same run on the same machine. A JSON line a figure on stdout.
 
+mod fence;
 mod pacemaker;
 mod plan;
 mod report;
+mod start;
 
 use std::process::ExitCode;
 
@@ -11,7 +13,12 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 1] = [("plan", plan::run)];
+const ROWS: [(&str, Row); 4] = [
+    ("plan", plan::run),
+    ("fence", fence::run),
+    ("start", start::start),
+    ("writes", start::writes),
+];
 
 /// What the command line asks for.
 struct Options {
@@ -21,6 +28,9 @@ struct Options {
 
 const HELP: &str = "usage: stockade-bench [--no-peer] [row…]
 rows: plan (planning the failover of a lost host; tight packing)
+      fence (off and read back, one host and forty at once)
+      start (20 VMs at once on local libvirt hosts; root)
+      writes (API writes of a VM's life, by the audit log; root)
 --no-peer leaves the peer out; the row `plan` needs about two minutes with it";
 
 fn main() -> ExitCode {
@@ -29,7 +39,7 @@ fn main() -> ExitCode {
     for word in std::env::args().skip(1) {
         match word.as_str() {
             "--no-peer" => options.peer = false,
-            // No row here needs hosts or a cluster.
+            // No row can be measured on simulated hosts: all are figures of real ones, or of none.
             "--simulated" => {}
             "-h" | "--help" => {
                 println!("{HELP}");

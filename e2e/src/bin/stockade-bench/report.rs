@@ -11,6 +11,9 @@ pub enum Error {
     /// A figure that is no JSON.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+    /// Something of ours did not do as it should.
+    #[error("{0}")]
+    Ours(String),
     /// The peer ran, but not as it should.
     #[error("the peer failed: {0}")]
     Peer(String),

@@ -1,0 +1,289 @@
+//! Rows `start` and `writes`: VMs on three local hosts with real libvirtds, through the whole of
+//! Stockade, beside bare `virsh create` of the same domains on the same hosts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use stockade_crds::v1alpha1::{VirtualMachine, VmState};
+use stockade_e2e::local_hosts::write_guest_disk;
+use stockade_e2e::play::{Cluster, Log, STORAGE};
+
+use crate::Options;
+use crate::report::{Error, Figure, quantile};
+
+const NAMESPACE: &str = "default";
+/// VMs at once.
+const VMS: usize = 20;
+/// Times that they are started by each side.
+const ROUNDS: usize = 5;
+/// How long any one thing may take.
+const LIMIT: Duration = Duration::from_secs(180);
+/// After the last news nothing more is written.
+const SETTLE: Duration = Duration::from_secs(3);
+
+fn failed(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::Ours(format!("{what}: {error}"))
+}
+
+struct Bench {
+    cluster: Cluster,
+    vms: Api<VirtualMachine>,
+}
+
+impl Bench {
+    async fn new() -> Result<Self, Error> {
+        let log = Log::on_stderr();
+        let cluster = Cluster::start(3, false, &log).await.map_err(|e| failed("start", e))?;
+        cluster.wait_ready().await.map_err(|e| failed("hosts", e))?;
+        let vms = Api::namespaced(cluster.client(), NAMESPACE);
+        Ok(Self { cluster, vms })
+    }
+
+    fn disk(&self, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.cluster.shared().join(NAMESPACE);
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{name}.raw"));
+        if !path.exists() {
+            write_guest_disk(&path)?;
+        }
+        Ok(path)
+    }
+
+    async fn apply(&self, name: &str) -> Result<(), Error> {
+        let vm = json!({
+            "apiVersion": "stockade.dev/v1alpha1", "kind": "VirtualMachine",
+            "metadata": {"name": name},
+            "spec": {"memory": "64Mi", "stopGraceSeconds": 20, "disks": [{
+                "name": "root", "storage": STORAGE, "format": "raw",
+                "existing": {"path": format!("{name}.raw")},
+            }]},
+        });
+        let vm: VirtualMachine = serde_json::from_value(vm)?;
+        let call = self.vms.create(&PostParams::default(), &vm).await;
+        call.map(drop).map_err(|e| failed("apply", e))
+    }
+
+    /// Waits until every VM is as wanted; `None`: until none is left.
+    async fn all(&self, wanted: Option<VmState>) -> Result<Vec<VirtualMachine>, Error> {
+        let started = Instant::now();
+        loop {
+            let all = self.vms.list(&ListParams::default()).await.map_err(|e| failed("list", e))?;
+            let is = |vm: &VirtualMachine| vm.status.as_ref().map(|s| s.printable_status) == wanted;
+            if all.items.iter().all(is) {
+                return Ok(all.items);
+            }
+            if started.elapsed() > LIMIT {
+                return Err(failed("not in time", self.cluster.dump()));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn delete_all(&self) -> Result<(), Error> {
+        let (delete, every) = (DeleteParams::default(), ListParams::default());
+        let all = self.vms.delete_collection(&delete, &every).await;
+        all.map(drop).map_err(|e| failed("delete", e))?;
+        self.all(None).await.map(drop)
+    }
+
+    /// Seconds from the first apply until all run, and what ran where.
+    async fn ours(&self) -> Result<(f64, Vec<VirtualMachine>), Error> {
+        let names: Vec<String> = (0..VMS).map(|i| format!("vm{i:02}")).collect();
+        for name in &names {
+            self.disk(name)?;
+        }
+        let started = Instant::now();
+        let calls = names.iter().map(|name| self.apply(name));
+        futures::future::try_join_all(calls).await?;
+        let running = self.all(Some(VmState::Running)).await?;
+        Ok((started.elapsed().as_secs_f64(), running))
+    }
+
+    /// The same domains under other names with disks of their own, as XML files by libvirt's URI.
+    fn copies(&self, running: &[VirtualMachine]) -> Result<Vec<(String, PathBuf)>, Error> {
+        let mut files = Vec::new();
+        for vm in running {
+            let name = vm.metadata.name.clone().unwrap_or_default();
+            let host = vm.status.as_ref().and_then(|s| s.host.clone()).unwrap_or_default();
+            let uri = self.cluster.host(&host).map_err(|e| failed("host", e))?.libvirt_uri();
+            let domain = format!("{NAMESPACE}.{name}");
+            let output = Command::new("virsh")
+                .args(["-c", &uri, "dumpxml", "--inactive", &domain])
+                .output()?;
+            let xml = String::from_utf8_lossy(&output.stdout).into_owned();
+            self.disk(&format!("bare-{name}"))?;
+            let copy = bare(&xml, &name);
+            let file = self.cluster.folder().join(format!("bare-{name}.xml"));
+            std::fs::write(&file, copy)?;
+            files.push((uri, file));
+        }
+        Ok(files)
+    }
+}
+
+/// A domain's XML as a person without Stockade would have it.
+fn bare(xml: &str, name: &str) -> String {
+    let mut text = xml.to_owned();
+    for (open, close) in [("<metadata>", "</metadata>"), ("<uuid>", "</uuid>")] {
+        if let (Some(from), Some(to)) = (text.find(open), text.find(close)) {
+            text.replace_range(from..to + close.len(), "");
+        }
+    }
+    text.replace(&format!("{NAMESPACE}.{name}<"), &format!("bare.{name}<"))
+        .replace(&format!("/{name}.raw"), &format!("/bare-{name}.raw"))
+}
+
+/// Seconds until every `virsh create` has returned, all begun at once.
+fn virsh_creates(files: &[(String, PathBuf)]) -> Result<f64, Error> {
+    let started = Instant::now();
+    let mut children = Vec::new();
+    for (uri, file) in files {
+        let child = Command::new("virsh")
+            .args(["-c", uri, "create"])
+            .arg(file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        children.push(child);
+    }
+    for child in children {
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            return Err(Error::Peer(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+    }
+    let took = started.elapsed().as_secs_f64();
+    for (uri, file) in files {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let domain = stem.replacen("bare-", "bare.", 1);
+        Command::new("virsh").args(["-c", uri, "destroy", &domain]).output()?;
+    }
+    Ok(took)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    // One thread: programs that die with the thread that started them then die with us alone.
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Measures the row `start`.
+///
+/// # Errors
+/// If the hosts can't be started, or a VM does not run.
+pub fn start(options: &Options) -> Result<(), Error> {
+    runtime()?.block_on(async {
+        let bench = Bench::new().await?;
+        // The first starts of a libvirtd probe what its QEMU can do.
+        let (_, running) = bench.ours().await?;
+        let files = bench.copies(&running)?;
+        bench.delete_all().await?;
+        let (mut ours, mut peer, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let bare = options.peer.then(|| virsh_creates(&files)).transpose()?;
+            let (took, _) = bench.ours().await?;
+            bench.delete_all().await?;
+            ours.push(took);
+            if let Some(bare) = bare {
+                peer.push(bare);
+                ratios.push(took / bare);
+            }
+        }
+        let peer = (!peer.is_empty()).then(|| quantile(&mut peer, 0.5));
+        let peer_name = Some("virsh create of the same domains at once");
+        Figure {
+            row: "start",
+            figure: "20 VMs at once, apply to running",
+            unit: "s",
+            ours: quantile(&mut ours, 0.5),
+            peer,
+            peer_name,
+            n: ROUNDS,
+            ..Figure::default()
+        }
+        .print()?;
+        if ratios.is_empty() {
+            return Ok(());
+        }
+        Figure {
+            row: "start",
+            figure: "20 VMs at once, ours by bare virsh create",
+            unit: "times",
+            ours: quantile(&mut ratios, 0.5),
+            peer_name,
+            goal: Some(1.15),
+            n: ROUNDS,
+            ..Figure::default()
+        }
+        .print()
+    })
+}
+
+/// Measures the row `writes`: what Stockade's own parts asked the API server to write, counted by
+/// its audit log. Events count, Leases don't.
+///
+/// # Errors
+/// If the hosts can't be started, or the VM does not do as it is told.
+pub fn writes(_: &Options) -> Result<(), Error> {
+    runtime()?.block_on(async {
+        let bench = Bench::new().await?;
+        bench.disk("one")?;
+        tokio::time::sleep(SETTLE).await;
+        let policy = async |policy: &str| {
+            let patch = Patch::Merge(json!({"spec": {"runPolicy": policy}}));
+            let call = bench.vms.patch("one", &PatchParams::default(), &patch).await;
+            call.map(drop).map_err(|e| failed("patch", e))
+        };
+        let mark = bench.cluster.plane().mark();
+        bench.apply("one").await?;
+        bench.all(Some(VmState::Running)).await?;
+        tokio::time::sleep(SETTLE).await;
+        print(&bench, mark, "first start of a VM", 6.0)?;
+        let mark = bench.cluster.plane().mark();
+        policy("Halted").await?;
+        bench.all(Some(VmState::Stopped)).await?;
+        tokio::time::sleep(SETTLE).await;
+        print(&bench, mark, "stop", 4.0)?;
+        let mark = bench.cluster.plane().mark();
+        policy("Always").await?;
+        bench.all(Some(VmState::Running)).await?;
+        tokio::time::sleep(SETTLE).await;
+        print(&bench, mark, "power-on of a VM that has run before", 5.0)?;
+        let mark = bench.cluster.plane().mark();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        print(&bench, mark, "a minute with a running VM", 0.0)
+    })
+}
+
+fn print(
+    bench: &Bench,
+    mark: stockade_e2e::control_plane::Mark,
+    figure: &'static str,
+    goal: f64,
+) -> Result<(), Error> {
+    let all = bench.cluster.plane().writes_since(mark).map_err(|e| failed("audit log", e))?;
+    let ours: Vec<_> = all
+        .into_iter()
+        .filter(|w| w.user.starts_with("stockade:host:") || w.user.contains(":stockade-system:"))
+        .collect();
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for write in &ours {
+        *kinds.entry(format!("{} {} ({})", write.verb, write.resource, write.code)).or_default() +=
+            1;
+    }
+    eprintln!("bench: writes: {figure}: {kinds:?}");
+    Figure {
+        row: "writes",
+        figure,
+        unit: "API writes",
+        ours: ours.len() as f64,
+        goal: Some(goal),
+        n: 1,
+        ..Figure::default()
+    }
+    .print()
+}

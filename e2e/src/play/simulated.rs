@@ -1,0 +1,299 @@
+//! Simulated hosts in real time on a real control plane: the real controller and agents in this
+//! process, each under the identity that the charts give it, on hosts that are not there.
+//!
+//! Neither root nor libvirt is needed. Everything that people see of Stockade is real; what the
+//! hosts do, their guests included, is the simulation's.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use kube::api::{DeleteParams, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use stockade_agent::AgentConfig;
+use stockade_controller::{Context, LEASE_NAME};
+use stockade_core::world::Guards;
+use stockade_crds::v1alpha1::{Host, HostFence, ProofKind, StorageKind, VirtualMachine, VmState};
+use stockade_sim::host::gate::Gate;
+use stockade_sim::host::{SimFence, SimServer, true_clock};
+use stockade_sim::world::model::{Device, Store, WatchdogKind};
+use stockade_sim::world::power::Build;
+use stockade_sim::world::{AgentLife, Sim};
+use tokio::time::{Instant, sleep};
+
+use super::{LIMIT, Log, PAUSE, PlayError, STORAGE};
+use crate::control_plane::{ControlPlane, Options, SYSTEM_NAMESPACE};
+
+/// Where the simulated hosts have their shared storage.
+const MOUNT: &str = "/srv/stockade/shared";
+/// Milliseconds from power to a running kernel: a play is no place to wait for firmware.
+const BOOT_MILLIS: u64 = 5_000;
+
+/// A running Stockade on simulated hosts.
+pub struct Simulated {
+    sim: Arc<Sim>,
+    plane: ControlPlane,
+    client: Client,
+    hosts: Vec<String>,
+}
+
+impl Simulated {
+    /// Starts everything and declares `count` hosts, h1 first, each with a BMC.
+    ///
+    /// # Errors
+    /// What could not be started.
+    pub async fn start(count: usize, all: bool, log: &Log) -> Result<Self, PlayError> {
+        let options = Options { controller_manager: all, audit: true, ..Options::default() };
+        let plane = ControlPlane::start(options).await?;
+        plane.install_charts().await?;
+        log.say(format!("control plane at {} with the charts", plane.server()));
+        let hosts: Vec<String> = (1..=count).map(|i| format!("h{i}")).collect();
+        let mut clients = BTreeMap::new();
+        for host in &hosts {
+            let user = format!("stockade:host:{host}");
+            let file = plane.kubeconfig(&user, &["stockade:hosts"])?;
+            clients.insert(host.clone(), client_of(&file).await?);
+        }
+        // Seeded by the time: in real time no two runs are alike anyway.
+        let sim = Sim::new(u64::from(std::process::id()));
+        let client = plane.setup_client().await?;
+        let this = Self { sim, plane, client, hosts };
+        this.build(clients);
+        this.plane.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &this.declared())?;
+        this.run_controller().await?;
+        log.say(format!("{count} simulated hosts are declared, controller and agents run"));
+        Ok(this)
+    }
+
+    /// Builds the simulated machines and boots them; each boot runs the real agent.
+    fn build(&self, clients: BTreeMap<String, Client>) {
+        let main = Arc::new(move |life: AgentLife| {
+            let client = clients.get(&life.host).cloned();
+            async move {
+                let Some(client) = client else { return };
+                let gate = life.gate.clone();
+                let config = AgentConfig::new(life.host);
+                let agent = stockade_agent::run(client, life.ports, config, std::future::pending());
+                // An agent that gives up is started again by its supervisor.
+                let _ = gate.run(agent).await;
+            }
+            .boxed()
+        });
+        let mut world = self.sim.lock();
+        world.set_agent_main(main);
+        let store = Store {
+            name: STORAGE.to_owned(),
+            kind: StorageKind::SharedDirectory,
+            ..Store::default()
+        };
+        world.stores.insert(STORAGE.to_owned(), store);
+        for host in &self.hosts {
+            let name = format!("bmc-{host}");
+            let wired = [(host.clone(), "1".to_owned())].into();
+            let device = Device { name: name.clone(), wired, ..Device::default() };
+            world.devices.insert(name.clone(), device);
+            world.build(Build {
+                name: host.clone(),
+                cpu: 8,
+                memory_mib: 16_384,
+                boot_ms: BOOT_MILLIS,
+                watchdog: WatchdogKind::Reset,
+                levels: vec![vec![name]],
+            });
+            world.boot_now(host);
+        }
+    }
+
+    fn declared(&self) -> String {
+        let mut text = format!(
+            "apiVersion: stockade.dev/v1alpha1\nkind: SharedStorage\n\
+             metadata: {{name: {STORAGE}}}\nspec: {{mountPath: {MOUNT}, directory: {{}}}}\n"
+        );
+        for host in &self.hosts {
+            text.push_str(&format!(
+                "---\napiVersion: stockade.dev/v1alpha1\nkind: FenceDevice\n\
+                 metadata: {{name: bmc-{host}}}\n\
+                 spec: {{agent: fence_ipmilan, plugs: {{{host}: \"1\"}}}}\n\
+                 ---\napiVersion: stockade.dev/v1alpha1\nkind: Host\n\
+                 metadata: {{name: {host}}}\nspec: {{fencing: [{{devices: [bmc-{host}]}}]}}\n"
+            ));
+        }
+        text
+    }
+
+    async fn run_controller(&self) -> Result<(), PlayError> {
+        let account =
+            self.plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
+        let gate = Gate::open();
+        let context = Context {
+            client: client_of(&account).await?,
+            identity: format!("play-{}", std::process::id()),
+            clock: true_clock(&self.sim),
+            fence: Some(Arc::new(SimFence { sim: self.sim.clone(), gate: gate.clone() })),
+            storage_server: Some(Arc::new(SimServer { sim: self.sim.clone(), gate })),
+            namespace: SYSTEM_NAMESPACE.to_owned(),
+            lease: LEASE_NAME.to_owned(),
+            cluster_id: "stockade".to_owned(),
+            guards: Guards::default(),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = stockade_controller::run(context, std::future::pending()).await {
+                tracing::error!(%error, "the controller ended");
+            }
+        });
+        Ok(())
+    }
+
+    /// The control plane.
+    #[must_use]
+    pub const fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    /// Carries out a line that a person types: `cut h1`, `on h1` or `panic h1`.
+    ///
+    /// # Errors
+    /// What is wrong with the line.
+    pub fn obey(&self, line: &str) -> Result<(), String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [verb, host] = words[..] else {
+            return Err("say cut, on or panic, and a host, as in: cut h1".to_owned());
+        };
+        if !self.hosts.iter().any(|known| known == host) {
+            return Err(format!("there is no host {host}; there is: {}", self.hosts.join(", ")));
+        }
+        let mut world = self.sim.lock();
+        // The oracle is told: from now on shooting a host may be right.
+        world.fault_beyond_api = true;
+        match verb {
+            "cut" => world.switch_off(host),
+            "on" => world.switch_on(host),
+            "panic" => world.panic(host),
+            other => return Err(format!("{other} is unknown; say cut, on or panic")),
+        }
+        Ok(())
+    }
+
+    /// The objects as they are, for who asks why something did not happen.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        let kinds = "virtualmachines,domains,hosts,hostfences,fencedevices,events";
+        let objects = self.plane.kubectl(&["get", kinds, "-A", "-o", "yaml"]);
+        objects.unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Waits until every host is Ready and its plug trusted.
+    ///
+    /// # Errors
+    /// [`PlayError::NotInTime`].
+    pub async fn wait_ready(&self) -> Result<(), PlayError> {
+        let hosts: Api<Host> = Api::all(self.client.clone());
+        self.until("every host is Ready, and its fencing too", async || {
+            let all = hosts.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+            let is = |host: &Host, kind: &str| {
+                let conditions = host.status.iter().flat_map(|status| &status.conditions);
+                conditions.into_iter().any(|c| c.type_ == kind && c.status == "True")
+            };
+            let ready = all.iter().filter(|h| is(h, "Ready") && is(h, "FencingReady")).count();
+            if ready == self.hosts.len() { Ok(()) } else { Err(format!("{ready} are")) }
+        })
+        .await
+    }
+
+    async fn until<T>(
+        &self,
+        what: &str,
+        mut probe: impl AsyncFnMut() -> Result<T, String>,
+    ) -> Result<T, PlayError> {
+        let started = Instant::now();
+        loop {
+            let last = match probe().await {
+                Ok(value) => return Ok(value),
+                Err(last) => last,
+            };
+            if started.elapsed() > LIMIT {
+                return Err(PlayError::NotInTime { what: what.to_owned(), last });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn runs(&self, vms: &Api<VirtualMachine>, not: &str) -> Result<String, PlayError> {
+        self.until("the VM runs", async || {
+            let vm = vms.get("demo").await.map_err(|error| error.to_string())?;
+            let status = vm.status.unwrap_or_default();
+            let executing = self.sim.lock().executing_vm("demo");
+            match (status.printable_status, status.host) {
+                (VmState::Running, Some(host)) if host != not && executing == [host.clone()] => {
+                    Ok(host)
+                }
+                (word, host) => Err(format!("{word:?} on {host:?}, executed by {executing:?}")),
+            }
+        })
+        .await
+    }
+
+    /// The tour: a VM runs, its host loses power, is fenced with proof, and the VM runs elsewhere;
+    /// the host comes back, and nothing ever ran twice.
+    ///
+    /// # Errors
+    /// The first thing that did not happen, or that must not have.
+    pub async fn tour(&self, log: &Log) -> Result<(), PlayError> {
+        let vms: Api<VirtualMachine> = Api::namespaced(self.client.clone(), "default");
+        let vm = format!(
+            "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
+             metadata: {{name: demo, namespace: default}}\nspec:\n  memory: 1Gi\n  \
+             disks: [{{name: root, storage: {STORAGE}, blank: {{}}, size: 1Gi}}]\n"
+        );
+        self.plane.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &vm)?;
+        let first = self.runs(&vms, "").await?;
+        log.say(format!("VM demo is applied and runs on {first}"));
+        let started = Instant::now();
+        self.obey(&format!("cut {first}")).map_err(PlayError::Wrong)?;
+        log.say(format!("the power of {first} is cut"));
+        let fences: Api<HostFence> = Api::all(self.client.clone());
+        self.until("a certificate holds the proof Power", async || {
+            let all = fences.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+            let status = all.into_iter().find_map(|fence| fence.status).unwrap_or_default();
+            (status.proof == Some(ProofKind::Power)).then_some(()).ok_or(format!("{status:?}"))
+        })
+        .await?;
+        let seconds = |since: Instant| since.elapsed().as_secs_f64();
+        log.say(format!("{first} is fenced with proof {:.1} s later", seconds(started)));
+        let next = self.runs(&vms, &first).await?;
+        log.say(format!("the VM runs on {next} {:.1} s after the failure", seconds(started)));
+        self.obey(&format!("on {first}")).map_err(PlayError::Wrong)?;
+        self.wait_ready().await?;
+        log.say(format!("{first} has power again and is Ready in a new boot"));
+        let deleted = vms.delete("demo", &DeleteParams::default()).await;
+        deleted.map_err(PlayError::api("delete the VM"))?;
+        self.until("the VM is gone", async || {
+            let left = vms.get_opt("demo").await.map_err(|error| error.to_string())?;
+            let executing = self.sim.lock().executing_vm("demo");
+            let gone = left.is_none() && executing.is_empty();
+            gone.then_some(()).ok_or_else(|| format!("executed by {executing:?}"))
+        })
+        .await?;
+        let broken: Vec<String> =
+            self.sim.lock().oracle.violations.iter().map(|v| v.text.clone()).collect();
+        if !broken.is_empty() {
+            return Err(PlayError::Wrong(broken.join("; ")));
+        }
+        log.say("the VM is deleted; the oracle saw no second copy and no double write");
+        Ok(())
+    }
+}
+
+/// A client that retries nothing by itself, as the programs have.
+async fn client_of(kubeconfig: &Path) -> Result<Client, PlayError> {
+    let what = || format!("use {}", kubeconfig.display());
+    let wrong = |error: &dyn std::error::Error| PlayError::Wrong(format!("{}: {error}", what()));
+    let file = Kubeconfig::read_from(kubeconfig).map_err(|error| wrong(&error))?;
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| wrong(&error))?;
+    config.default_retry = false;
+    Client::try_from(config).map_err(PlayError::api(what()))
+}
