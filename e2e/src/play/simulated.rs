@@ -257,7 +257,9 @@ impl Simulated {
         self.until("a certificate holds the proof Power", async || {
             let all = fences.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
             let status = all.into_iter().find_map(|fence| fence.status).unwrap_or_default();
-            (status.proof == Some(ProofKind::Power)).then_some(()).ok_or(format!("{status:?}"))
+            (status.proof == Some(ProofKind::Power))
+                .then_some(())
+                .ok_or_else(|| format!("{status:?}"))
         })
         .await?;
         let seconds = |since: Instant| since.elapsed().as_secs_f64();
