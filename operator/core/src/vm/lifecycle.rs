@@ -283,8 +283,16 @@ fn start(
         };
     }
     let failures = status.failures.clone().unwrap_or_default();
-    // After a crash, or a failed start with a try left, it stays where it was if that can be.
-    let stays = failures.restarts > 0 || failures.exits > 0;
+    // After a crash, a failed start with a try left, or a stop, it stays where it was if that can
+    // be; after a stop only if nothing says where it would rather be.
+    let placement = &vm.spec.placement;
+    let indifferent = placement.preferred_hosts.is_empty()
+        && placement.prefers_together_with.is_empty()
+        && placement.prefers_apart_from.is_empty();
+    let stopped = last.as_ref().is_some_and(|p| p.state == EpochState::Released);
+    let stays = failures.restarts > 0
+        || failures.exits > 0
+        || (stopped && indifferent && failures.tried_hosts.is_empty());
     let same = last.as_ref().filter(|_| stays).and_then(|p| {
         facts_of(hosts, &p.host)
             .filter(|h| h.refuses.is_none() || h.keeps_its_own)

@@ -8,7 +8,7 @@ use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::{FenceCall, Power};
 
 use super::event::{Doer, Seen, What};
-use super::model::{DeviceMode, Kernel, Net};
+use super::model::{DeviceMode, Kernel, Net, WatchdogKind};
 use super::{Sim, World};
 use crate::oracle::Rule;
 
@@ -165,6 +165,10 @@ impl World {
         };
         if proof == "Human" && lives {
             self.human.insert(key.clone());
+        }
+        if proof == "Elapsed" && lives && m.watchdog == WatchdogKind::Dead {
+            // A watchdog that was opened and never fires tells an untruth about the boot.
+            self.lied.insert(key.clone());
         }
         let broken =
             false_proof.then(|| format!("{host}: proof {proof}, but boot {boot_id} lives"));
