@@ -91,6 +91,9 @@ fn note_since(cache: &mut Cache, now: u64) {
         let (Some(host), Some(status)) = (host_of_namespace(&key.namespace), &agent.status) else {
             continue;
         };
+        for storage in &status.storages {
+            facts.push((format!("storage/{host}/{}", storage.name), storage.ready.to_string()));
+        }
         if status.going_down.is_some() {
             facts.push((format!("going-down/{host}"), status.boot_id.clone()));
         }

@@ -38,6 +38,9 @@ const ROUNDS_PER_LEVEL: usize = 1;
 const RETRY_MILLIS: Millis = 2_000;
 /// Further pause for each time that all levels have failed.
 const CYCLE_MILLIS: Millis = 15_000;
+/// A storage that has worked elsewhere for so long is not what keeps a VM from ending.
+const STORAGE_WELL_MILLIS: Millis = 15_000;
+
 /// How far fencing may go for a host now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
@@ -99,11 +102,15 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
 /// elsewhere: then the host is what stands in the way.
 fn has_stuck_vm(world: &World, facts: &HostFacts) -> bool {
     let grace = 2_000;
+    // A storage that is back for all is back for some a little earlier.
+    let long = |host: &str, storage: &str| {
+        let since = world.seen_since.get(&format!("storage/{host}/{storage}"));
+        since.is_none_or(|at| world.now.saturating_sub(*at) >= STORAGE_WELL_MILLIS)
+    };
     let works_elsewhere = |storage: &str| {
         world.agents.iter().any(|(name, agent)| {
-            let report = agent.status.as_ref();
-            *name != facts.name
-                && report.is_some_and(|r| r.storages.iter().any(|s| s.name == storage && s.ready))
+            let mut all = agent.status.iter().flat_map(|r| &r.storages);
+            *name != facts.name && all.any(|s| s.name == storage && s.ready) && long(name, storage)
         })
     };
     world.domains.iter().any(|((host, uid), d)| {

@@ -575,3 +575,134 @@ fn a_host_that_is_not_ready_says_what_comes_next() {
     bed.world.hosts.insert("h1".into(), host_object("h1", json!({})));
     assert!(said(&bed).contains("human's word; see HostFence h1-"), "{}", said(&bed));
 }
+
+/// Changes what the agent of a host has reported.
+fn report(bed: &mut Bed, host: &str, change: impl FnOnce(&mut Value)) {
+    let mut agent = serde_json::to_value(bed.world.agents[host].as_ref()).unwrap();
+    change(&mut agent["status"]);
+    bed.world.agents.insert(host.into(), of(agent));
+}
+
+#[test]
+fn a_boot_that_its_own_host_says_is_over_needs_no_proof() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", Value::Null);
+    report(&mut bed, "h1", |s| s["goingDown"] = json!("Shutdown"));
+    assert_eq!(orders(&plan(&bed.world)), [Want::Stopped], "it is stopped first");
+    report(&mut bed, "h1", |s| s["down"] = json!(true));
+    bed.beat(&["h2", "h3"], 20);
+    let after = plan(&bed.world);
+    assert_eq!(placements(&after), [("h2".to_owned(), 2, Want::Running)]);
+    assert!(fence_calls(&after, "h1").is_empty(), "{:?}", after.intents);
+    report(&mut bed, "h1", |s| s["bootId"] = json!("another"));
+    assert!(placements(&plan(&bed.world)).is_empty(), "the word is about one boot");
+}
+
+#[test]
+fn a_reboot_is_waited_for_and_a_failover_policy_does_not() {
+    for (policy, waits) in [("Conditional", true), ("Failover", false)] {
+        let mut bed = Bed::new();
+        bed.world.policy = Some(of(json!({
+            "metadata": {"name": "default", "generation": 1}, "spec": {"hostShutdown": policy},
+        })));
+        bed.placed("h1", "Ordered");
+        let running = json!({"epoch": 1, "orderId": 1, "state": "Running"});
+        bed.domain("h1", "Running", running);
+        report(&mut bed, "h1", |s| s["goingDown"] = json!("Reboot"));
+        let first = plan(&bed.world);
+        assert_eq!(orders(&first), [Want::Stopped]);
+        assert_eq!(word(&first), if waits { VmState::Held } else { VmState::Recovering });
+        let status = &first.vms[0].1.status;
+        assert_eq!(status.waits_for.as_ref().map(|w| w.host.as_str()), waits.then_some("h1"));
+    }
+}
+
+#[test]
+fn a_start_that_a_lock_refuses_is_blocked_and_uses_up_no_limit() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    let refused = json!({
+        "epoch": 1, "orderId": 1, "state": "StartFailed", "end": "LockHeld", "released": true,
+        "message": "held by a stranger",
+    });
+    bed.domain("h1", "Running", refused);
+    bed.world.seen_since.insert(format!("settled/{UID}/1"), bed.world.now);
+    let plan = plan(&bed.world);
+    assert_eq!(word(&plan), VmState::Blocked);
+    let failures = plan.vms[0].1.status.failures.clone().unwrap();
+    assert_eq!((failures.refusals, failures.restarts), (1, 0));
+    assert!(plan.vms[0].1.conditions[0].message.contains("held by a stranger"));
+}
+
+#[test]
+fn a_host_that_is_back_only_just_still_counts_for_the_brake() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    bed.beat(&["h3"], 20);
+    bed.beat(&["h2", "h3"], 2);
+    assert!(!fence_calls(&plan(&bed.world), "h1").contains(&FenceAction::Off));
+    bed.beat(&["h2", "h3"], 20);
+    assert_eq!(fence_calls(&plan(&bed.world), "h1"), [FenceAction::Off]);
+}
+
+#[test]
+fn a_humans_word_about_a_host_that_goes_on_beating_never_counts() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    let name = stockade_crds::names::host_fence_name("h1", &bed.boot("h1"));
+    let say = |bed: &mut Bed, status: Value| {
+        let mut fence = serde_json::to_value(bed.world.fences[&name].as_ref()).unwrap();
+        fence["spec"]["confirmation"] = json!({"reason": "wrong rack", "by": "user"});
+        fence["status"] = status;
+        bed.world.fences.insert(name.clone(), of(fence));
+    };
+    say(&mut bed, json!({}));
+    bed.world.seen_since.insert(format!("fence-word/{name}"), bed.world.now);
+    bed.beat(&["h1", "h2", "h3"], 10);
+    let said = plan(&bed.world).fences[0].1.status.clone();
+    assert!(said.refused_confirmation.is_some() && said.proof.is_none());
+    let mut kept = serde_json::to_value(&said).unwrap();
+    kept["attempts"] = json!([]);
+    say(&mut bed, kept);
+    bed.beat(&["h2", "h3"], 60);
+    assert_eq!(plan(&bed.world).fences[0].1.status.proof, None);
+}
+
+#[test]
+fn power_is_cut_only_where_it_counts_as_a_proof() {
+    let mut bed = Bed::new();
+    bed.world.policy = Some(of(json!({
+        "metadata": {"name": "default", "generation": 1}, "spec": {"acceptedProofs": [["Human"]]},
+    })));
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    bed.beat(&["h2", "h3"], 30);
+    let plan = plan(&bed.world);
+    assert!(fence_calls(&plan, "h1").is_empty());
+    let (_, h1) = plan.hosts.iter().find(|(n, _)| n == "h1").unwrap();
+    let awaits = stockade_crds::v1alpha1::HostState::AwaitingProof;
+    assert_eq!(h1.status.printable_status, awaits);
+}
+
+#[test]
+fn a_second_copy_is_named_and_ended_where_the_policy_says_so() {
+    for (policy, ends) in [("Block", false), ("StopStale", true)] {
+        let mut bed = Bed::new();
+        bed.world.policy = Some(of(json!({
+            "metadata": {"name": "default", "generation": 1}, "spec": {"doubleRun": policy},
+        })));
+        bed.placed("h1", "Ordered");
+        bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+        let item = json!([{"name": "default.web", "uuid": UID, "epoch": 1, "running": true}]);
+        report(&mut bed, "h2", |s| s["inventory"] = item);
+        let plan = plan(&bed.world);
+        assert_eq!(word(&plan), VmState::Blocked);
+        assert_eq!(orders(&plan), if ends { vec![Want::Killed] } else { vec![] });
+    }
+}

@@ -53,6 +53,10 @@ pub(super) fn note_ends(
             _ => report.and_then(|r| r.end).unwrap_or(End::Void),
         };
         let message = report.map(|r| r.message.clone()).unwrap_or_default();
+        if placed.state == EpochState::ProvenDead {
+            // It died before its clean end: nobody waits for it on that account.
+            status.waits_for = status.waits_for.take().filter(|w| !w.held);
+        }
         let mut failures = status.failures.take().unwrap_or_default();
         match end {
             End::GuestShutdown => {

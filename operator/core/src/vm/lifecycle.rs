@@ -428,6 +428,8 @@ fn watched(
         }
         return Word::new(VmState::Unmanaged, None, "Deleting", "was only watched; runs on");
     }
+    // A stop order that is done must not end what somebody starts from now on.
+    decision.intents.extend(super::removal::tombstones(world, vm));
     let all: Vec<String> = world.agents.keys().cloned().collect();
     let copies = found::found(world, vm, &status.placements, &all);
     let ordered = status.placements.iter().find(|p| {

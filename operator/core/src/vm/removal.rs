@@ -93,6 +93,26 @@ pub(super) fn delete(world: &World, vm: &VirtualMachine, decision: &mut Decision
     Word::new(VmState::Stopped, false, "Deleting", "its last epoch is settled")
 }
 
+/// Removes the orders of a VM whose epochs are settled.
+pub(super) fn tombstones(world: &World, vm: &VirtualMachine) -> Vec<Intent> {
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let placements = vm.status.as_ref().map(|s| s.placements.as_slice()).unwrap_or_default();
+    let over = |host: &str, d: &Domain| {
+        let open =
+            |p: &PlacedEpoch| p.host == host && p.epoch == d.spec.epoch && !p.state.is_settled();
+        d.status.as_ref().is_some_and(|s| s.released && s.epoch == d.spec.epoch)
+            && !placements.iter().any(open)
+    };
+    let orders = world.domains.iter().filter(|((host, name), d)| name == uid && over(host, d));
+    orders
+        .map(|((host, _), d)| Intent::DeleteDomain {
+            host: host.clone(),
+            vm_uid: uid.to_owned(),
+            basis: basis(&d.metadata),
+        })
+        .collect()
+}
+
 /// Removes every order of a VM that was only watched, without ending what they started.
 pub(super) fn forget(world: &World, vm: &VirtualMachine) -> Vec<Intent> {
     let uid = vm.metadata.uid.clone().unwrap_or_default();
