@@ -1,4 +1,4 @@
-//! Rows `start` and `writes`: VMs on three local hosts with real libvirtds, through the whole of
+//! Rows `start` and `writes`: VMs on local hosts with real libvirtds, through the whole of
 //! Stockade, beside bare `virsh create` of the same domains on the same hosts.
 
 use std::collections::BTreeMap;
@@ -36,9 +36,9 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new() -> Result<Self, Error> {
+    async fn new(hosts: usize) -> Result<Self, Error> {
         let log = Log::on_stderr();
-        let cluster = Cluster::start(3, false, &log).await.map_err(|e| failed("start", e))?;
+        let cluster = Cluster::start(hosts, false, &log).await.map_err(|e| failed("start", e))?;
         cluster.wait_ready().await.map_err(|e| failed("hosts", e))?;
         let vms = Api::namespaced(cluster.client(), NAMESPACE);
         Ok(Self { cluster, vms })
@@ -177,7 +177,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, Error> {
 /// If the hosts can't be started, or a VM does not run.
 pub fn start(options: &Options) -> Result<(), Error> {
     runtime()?.block_on(async {
-        let bench = Bench::new().await?;
+        // Every host counts the machine's CPUs as its own, and gives each VM a whole one.
+        let cpus = std::thread::available_parallelism()?.get();
+        let bench = Bench::new(VMS.div_ceil(cpus).max(3)).await?;
         // The first starts of a libvirtd probe what its QEMU can do.
         let (_, running) = bench.ours().await?;
         let files = bench.copies(&running)?;
@@ -230,7 +232,7 @@ pub fn start(options: &Options) -> Result<(), Error> {
 /// If the hosts can't be started, or the VM does not do as it is told.
 pub fn writes(_: &Options) -> Result<(), Error> {
     runtime()?.block_on(async {
-        let bench = Bench::new().await?;
+        let bench = Bench::new(3).await?;
         bench.disk("one")?;
         tokio::time::sleep(SETTLE).await;
         let policy = async |policy: &str| {
