@@ -247,6 +247,9 @@ fn refusal(
     let Some(report) = report else {
         return Some("has not reported in this boot".to_owned());
     };
+    if report.down {
+        return Some("has ended this boot for VMs; reboot it".to_owned());
+    }
     if report.host_uid != facts.uid {
         return Some(format!(
             "another machine ({}) reports under this name; give it a Host of its own",

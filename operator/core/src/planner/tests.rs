@@ -591,6 +591,9 @@ fn a_boot_that_its_own_host_says_is_over_needs_no_proof() {
     report(&mut bed, "h1", |s| s["goingDown"] = json!("Shutdown"));
     assert_eq!(orders(&plan(&bed.world)), [Want::Stopped], "it is stopped first");
     report(&mut bed, "h1", |s| s["down"] = json!(true));
+    report(&mut bed, "h1", |s| s["goingDown"] = Value::Null);
+    let called_off = plan(&bed.world);
+    assert_eq!(placements(&called_off), [("h2".to_owned(), 2, Want::Running)], "not in that boot");
     bed.beat(&["h2", "h3"], 20);
     let after = plan(&bed.world);
     assert_eq!(placements(&after), [("h2".to_owned(), 2, Want::Running)]);

@@ -295,7 +295,7 @@ fn start(
         || (stopped && indifferent && failures.tried_hosts.is_empty());
     let same = last.as_ref().filter(|_| stays).and_then(|p| {
         facts_of(hosts, &p.host)
-            .filter(|h| h.refuses.is_none() || h.keeps_its_own)
+            .filter(|h| h.refuses.is_none() || (h.keeps_its_own && failures.exits > 0))
             .map(|h| h.name.clone())
     });
     decision.pin_bends = true;
