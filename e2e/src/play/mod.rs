@@ -330,7 +330,7 @@ impl Cluster {
         // have a /dev/kvm that QEMU dies of.
         let mut command = self.host(name)?.command(&program, Network::Machine)?;
         command
-            .args(["run", "--emulated", "--host", name])
+            .args(["run", "--emulated", "--insecure-migration", "--host", name])
             .env("KUBECONFIG", kubeconfig)
             .env("RUST_LOG", "info");
         let log = self.folder.path().join(format!("agent-{name}.log"));

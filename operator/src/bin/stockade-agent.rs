@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use stockade_agent::AgentConfig;
 use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
-use stockade_host::libvirt::{Libvirt, LibvirtOptions};
+use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
 use stockade_host::machine::{MachineOptions, NoWatchdog, RealClock, RealMachine};
 use stockade_host::ports::AgentPorts;
 use stockade_host::storage::{RealStorage, StorageOptions};
@@ -59,6 +59,10 @@ struct RunArguments {
     /// Guests are emulated though there is a /dev/kvm, as where it can't be used.
     #[arg(long, env = "STOCKADE_EMULATED")]
     emulated: bool,
+    /// Live moves go over plain TCP: whoever reads that network reads the guests' memory, and
+    /// whoever reaches libvirt's port governs it. Without this they need mutual TLS.
+    #[arg(long, env = "STOCKADE_INSECURE_MIGRATION")]
+    insecure_migration: bool,
 }
 
 fn main() -> ExitCode {
@@ -99,7 +103,7 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
         .build()
         .map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
-        let ports = ports(state, itself, options.libvirt_uri, options.emulated)?;
+        let ports = ports(state, itself, &options)?;
         let mut api = kube::Config::infer().await.map_err(|error| failed(error.to_string()))?;
         // The agent repeats what it must itself, with fresh content.
         api.default_retry = false;
@@ -113,16 +117,14 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
 }
 
 /// The drivers of a real machine; `itself` is this program with its first arguments.
-fn ports(
-    state: &Path,
-    itself: Vec<String>,
-    libvirt_uri: String,
-    emulated: bool,
-) -> HostResult<AgentPorts> {
+fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResult<AgentPorts> {
     let machine = RealMachine::open(&MachineOptions::new(state))?;
     let mut libvirt = LibvirtOptions::new(state, machine.boot_id(), itself.clone());
-    libvirt.uri = libvirt_uri;
-    libvirt.emulated |= emulated;
+    libvirt.uri.clone_from(&options.libvirt_uri);
+    libvirt.emulated |= options.emulated;
+    if options.insecure_migration {
+        libvirt.migration = MigrationOptions::insecure();
+    }
     let mut beat_command = itself;
     beat_command.push("beat".to_owned());
     let storage = StorageOptions {

@@ -281,9 +281,14 @@ pub(crate) fn off(
         return true;
     }
     let Some(facts) = facts_of(hosts, &moving.target) else { return true };
+    // A target that is silent to the API alone is alive, and the copy goes on without us.
     let there = matches!(
         facts.state,
-        HostState::Ready | HostState::Cordoned | HostState::Maintenance | HostState::Suspect
+        HostState::Ready
+            | HostState::Cordoned
+            | HostState::Maintenance
+            | HostState::Suspect
+            | HostState::Isolated
     );
     let uid = vm.metadata.uid.clone().unwrap_or_default();
     let placements = vm.status.as_ref().map(|s| s.placements.as_slice()).unwrap_or_default();

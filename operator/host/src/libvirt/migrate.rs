@@ -28,6 +28,18 @@ pub struct MigrationOptions {
     pub tls: bool,
 }
 
+impl MigrationOptions {
+    /// Plain TCP for both: for a network that nobody else reaches.
+    #[must_use]
+    pub fn insecure() -> Self {
+        Self {
+            peer_uri: "qemu+tcp://{address}/system".into(),
+            data_uri: "tcp://{address}".into(),
+            tls: false,
+        }
+    }
+}
+
 impl Default for MigrationOptions {
     /// Mutual TLS for both, the only way between real hosts.
     fn default() -> Self {
