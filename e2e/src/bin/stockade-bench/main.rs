@@ -5,6 +5,7 @@ mod fence;
 mod pacemaker;
 mod plan;
 mod report;
+mod simspeed;
 mod start;
 
 use std::process::ExitCode;
@@ -13,9 +14,10 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 4] = [
+const ROWS: [(&str, Row); 5] = [
     ("plan", plan::run),
     ("fence", fence::run),
+    ("simspeed", simspeed::run),
     ("start", start::start),
     ("writes", start::writes),
 ];
@@ -29,6 +31,7 @@ struct Options {
 const HELP: &str = "usage: stockade-bench [--no-peer] [row…]
 rows: plan (planning the failover of a lost host; tight packing)
       fence (off and read back, one host and forty at once)
+      simspeed (how fast whole clusters are simulated)
       start (20 VMs at once on local libvirt hosts; root)
       writes (API writes of a VM's life, by the audit log; root)
 --no-peer leaves the peer out; the row `plan` needs about two minutes with it";

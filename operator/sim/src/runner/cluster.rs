@@ -334,7 +334,9 @@ impl Cluster {
     /// that brings it to `crash` dies once it is committed: the answer never comes.
     pub fn count_writes(&self, crash: Option<u64>) -> Arc<AtomicU64> {
         let counter = Arc::new(AtomicU64::new(0));
-        let (count, starter) = (counter.clone(), self.starter());
+        let count = counter.clone();
+        // Held by the API, which it holds itself: let go of once it is used.
+        let starter = std::sync::Mutex::new(crash.map(|_| self.starter()));
         self.api.admin().on_write(move |write| {
             if write.kind == "Lease" {
                 return;
@@ -346,6 +348,7 @@ impl Cluster {
             if Some(count.fetch_add(1, Ordering::Relaxed) + 1) != crash {
                 return;
             }
+            let Some(starter) = locked(&starter).take() else { return };
             match host {
                 Some(host) => {
                     if let Some(sim) = starter.sim.upgrade() {
