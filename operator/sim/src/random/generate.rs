@@ -52,6 +52,9 @@ pub fn text(seed: u64) -> String {
         draw.fault();
     }
     draw.mend();
+    if seed % 10 == 0 {
+        draw.passing(seed);
+    }
     draw.steps.sort_by_key(|(at, _)| *at);
     out += "steps:\n";
     for (at, step) in &draw.steps {
@@ -248,6 +251,21 @@ impl Draw {
         };
         self.step((at + 1).min(MENDED - 1), meets);
         self.step(end, format!("do: mend, op: {op}, vm: {vm}"));
+    }
+
+    /// A VM that comes with a disk of its own, and takes it along when it is deleted. Its times have
+    /// a stream of their own: the rest of a schedule does not depend on it.
+    fn passing(&mut self, seed: u64) {
+        let mut rng = Rng::stream(seed, "passing");
+        let comes = rng.between(FIRST, LAST - 100);
+        let goes = comes + rng.between(20, 100);
+        self.step(
+            comes,
+            "do: apply, manifest: {apiVersion: stockade.dev/v1alpha1, kind: VirtualMachine, \
+             metadata: {name: passing, namespace: default}, spec: {memory: 1Gi, disks: [{name: own, \
+             storage: vms, blank: {}, size: 1Gi, reclaim: Delete}]}}",
+        );
+        self.step(goes, "do: delete, kind: VirtualMachine, name: passing");
     }
 
     /// Everything is mended, every VM is wanted, every host is on.
