@@ -186,12 +186,11 @@ fn a_power_cut_ends_the_guest_and_the_boot_and_drop_leaves_nothing() {
     assert_eq!(named_namespaces(), namespaces_before);
 }
 
-/// Not a test of its own: the owner that the next test kills.
-#[test]
-#[ignore = "run by a_start_cleans_up_after_an_owner_that_was_killed"]
-fn owner_to_be_killed() {
-    let Some(dir) = std::env::var_os("STOCKADE_TEST_OWNER_FOLDER") else { return };
-    let hosts = LocalHosts::start(1, Path::new(&dir)).unwrap();
+/// What the owner does that the next test kills: this program once more, with this variable set.
+const OWNER: &str = "STOCKADE_TEST_OWNER_FOLDER";
+
+fn owner_to_be_killed(dir: &Path) {
+    let hosts = LocalHosts::start(1, dir).unwrap();
     create(&hosts, &hosts.hosts()[0], "orphan");
     fs::write(hosts.shared().join("ready"), "").unwrap();
     thread::sleep(Duration::from_secs(600));
@@ -199,11 +198,14 @@ fn owner_to_be_killed() {
 
 #[test]
 fn a_start_cleans_up_after_an_owner_that_was_killed() {
+    if let Some(dir) = std::env::var_os(OWNER) {
+        return owner_to_be_killed(Path::new(&dir));
+    }
     let _alone = alone();
     let dir = folder("owner");
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "owner_to_be_killed", "--ignored"])
-        .env("STOCKADE_TEST_OWNER_FOLDER", &dir)
+        .args(["--exact", "a_start_cleans_up_after_an_owner_that_was_killed"])
+        .env(OWNER, &dir)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();

@@ -6,14 +6,19 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use stockade_crds::names::REQUEST_ANNOTATION;
-use stockade_crds::v1alpha1::{Domain, VirtualMachine, VmState};
+use stockade_crds::v1alpha1::{
+    Domain, MigrationOutcome, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
+    VmState,
+};
 use stockade_host::ports::{OwnerRecord, RecordState};
 
 use super::{Cluster, Log, PlayError, STORAGE};
-use crate::local_hosts::{ProcessId, Signal, guest_boots, guest_counter, write_guest_disk};
+use crate::local_hosts::{
+    LocalHost, ProcessId, Signal, guest_boots, guest_counter, write_guest_disk,
+};
 
 const NAMESPACE: &str = "default";
 const VM: &str = "demo";
@@ -45,6 +50,7 @@ pub async fn tour(cluster: &mut Cluster, log: &Log) -> Result<(), PlayError> {
     let seen = tour.runs().await?;
     let seen = tour.change_waits_for_a_restart(&seen).await?;
     tour.agent_comes_back(&seen).await?;
+    let seen = tour.moves_live(seen).await?;
     let seen = tour.crash_is_mended(&seen).await?;
     let seen = tour.power_cut_is_survived(seen).await?;
     let seen = tour.silence_is_survived(seen).await?;
@@ -114,6 +120,63 @@ impl Tour<'_> {
         self.untouched(seen, "a restart of its agent").await?;
         self.log.say(format!("a new agent beats: QEMU {} is untouched", seen.qemu.pid));
         Ok(())
+    }
+
+    /// Moves it live to another host and back; its guest writes on and never boots anew.
+    async fn moves_live(&self, mut seen: Seen) -> Result<Seen, PlayError> {
+        let home = seen.host.clone();
+        let names: Vec<String> = self.cluster.hosts().iter().map(LocalHost::name).collect();
+        let away = names.into_iter().find(|name| *name != home).unwrap_or_default();
+        for to in [&away, &home] {
+            seen = self.moves_to(&seen, to).await?;
+        }
+        Ok(seen)
+    }
+
+    async fn moves_to(&self, seen: &Seen, to: &str) -> Result<Seen, PlayError> {
+        let moves: Api<VirtualMachineMigration> = Api::namespaced(self.cluster.client(), NAMESPACE);
+        let spec = VirtualMachineMigrationSpec {
+            vm: VM.to_owned(),
+            target: Some(to.to_owned()),
+            live: Some(true),
+        };
+        let name = format!("{VM}-to-{to}-{}", seen.epoch);
+        let order = VirtualMachineMigration::new(&name, spec);
+        let before = guest_counter(&self.disk).map_err(PlayError::io("read the guest's disk"))?;
+        let made = moves.create(&PostParams::default(), &order).await;
+        made.map_err(PlayError::api(format!("order the move {name}")))?;
+        self.cluster
+            .until(&format!("the move to {to} has succeeded"), async || {
+                let order = moves.get(&name).await.map_err(|error| error.to_string())?;
+                let status = order.status.unwrap_or_default();
+                let message = status.conditions.first().map(|c| c.message.clone());
+                let vm = self.vm().await?;
+                match status.outcome {
+                    MigrationOutcome::Succeeded => Ok(()),
+                    outcome => Err(format!("{outcome:?}: {message:?}; {}", describe(&vm))),
+                }
+            })
+            .await?;
+        self.grows().await?;
+        let vm = self.vm().await.map_err(PlayError::Wrong)?;
+        let status = vm.status.unwrap_or_default();
+        let qemus = self.cluster.qemus();
+        let [(host, qemu)] = &qemus[..] else {
+            return Err(PlayError::Wrong(format!("{} QEMUs after a move", qemus.len())));
+        };
+        let boots = self.boots()?;
+        let now = guest_counter(&self.disk).map_err(PlayError::io("read the guest's disk"))?;
+        if host != to || status.host.as_deref() != Some(to) || boots != seen.boots || now <= before
+        {
+            return Err(PlayError::Wrong(format!(
+                "it runs on {host}, booted {boots} times, counts {now} after {before}"
+            )));
+        }
+        self.log.say(format!(
+            "moved live from {} to {to} (epoch {}): its guest counts on, {before} to {now}",
+            seen.host, status.epoch
+        ));
+        Ok(Seen { host: host.clone(), epoch: status.epoch, qemu: qemu.clone(), boots })
     }
 
     async fn crash_is_mended(&self, seen: &Seen) -> Result<Seen, PlayError> {
