@@ -7,7 +7,7 @@ use super::ledger::NOWHERE;
 use super::model::{Acceptance, Movable, VmKey};
 use super::moves::{Move, groups, roomy, settled};
 use super::place::Solver;
-use super::unit::Unit;
+use super::unit::{Unit, ranks};
 
 /// What the load of a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +54,13 @@ pub fn rebalance(cluster: &Cluster, by: By, hold: &BTreeSet<VmKey>, most: usize)
             }
             let leanings = unit.leanings(&solver.ledger);
             let lean = |h: u32| leanings.iter().find(|(at, _)| *at == h).map_or(0, |(_, sum)| *sum);
+            // What failback would undo is not done.
+            let back = ranks(cluster, &unit.vms, |vm| cluster.row(vm).failback);
+            let back = |h: u32| back.get(h as usize).copied().unwrap_or_default();
             let (cpu, mib) = loads.size(&unit.vms);
             for to in roomy(unit, &solver.ledger) {
-                if unit.rank(to) > unit.rank(from) || lean(to) < lean(from) {
+                let worse = unit.rank(to) > unit.rank(from) || back(to) > back(from);
+                if worse || lean(to) < lean(from) {
                     continue;
                 }
                 let filled = loads.of(to, cpu, mib);

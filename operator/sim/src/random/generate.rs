@@ -52,7 +52,7 @@ pub fn text(seed: u64) -> String {
         draw.fault();
     }
     draw.mend();
-    if seed % 10 == 0 {
+    if seed.is_multiple_of(10) {
         draw.passing(seed);
     }
     draw.steps.sort_by_key(|(at, _)| *at);
