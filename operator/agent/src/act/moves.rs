@@ -7,7 +7,7 @@ use stockade_crds::v1alpha1::{DomainSpec, End, MigrationSide};
 use stockade_host::ports::MigrateRequest;
 
 use super::start::{self, Stop};
-use super::{CALL_SECONDS, Done, release};
+use super::{CALL_SECONDS, Done};
 use crate::context::{Context, timed};
 
 /// Seconds that getting ready may take.
@@ -19,22 +19,12 @@ pub(super) async fn prepare(
     order: &Order,
     done: &mut Done,
 ) -> Result<(), String> {
-    let uid = order.spec.vm.uid.clone();
-    let epoch = order.spec.epoch;
-    match ready(context, order, done).await {
-        Ok(()) => Ok(()),
-        Err(Stop::Later(message) | Stop::Unknown(message)) => Err(message),
-        Err(Stop::Never(_, message)) => {
-            release::void(context, &uid, epoch, End::Void, Some(order)).await?;
-            Err(message)
-        }
-        Err(Stop::Failed(end, message)) => {
-            match release::release(context, &uid, epoch, end, false, false).await {
-                Ok(()) => Err(message),
-                Err(more) => Err(format!("{message}; not released: {more}")),
-            }
-        }
-    }
+    let outcome = ready(context, order, done).await.map_err(|stop| match stop {
+        // Whatever kept it away: an epoch that was to come in and never did is void.
+        Stop::Never(_, message) => Stop::Never(End::Void, message),
+        stop => stop,
+    });
+    start::settle(context, order, outcome).await
 }
 
 async fn ready(context: &Context, order: &Order, done: &mut Done) -> Result<(), Stop> {

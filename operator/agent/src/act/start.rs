@@ -47,17 +47,26 @@ pub(super) fn entry(order: &DomainSpec, boot: &str) -> JournalVm {
 
 /// Obeys an order to run: returns once it runs, or once it is known that it does not.
 pub(super) async fn start(context: &Context, order: &Order, done: &mut Done) -> Result<(), String> {
-    let uid = order.spec.vm.uid.clone();
-    let epoch = order.spec.epoch;
-    match attempt(context, order, done).await {
+    let outcome = attempt(context, order, done).await;
+    settle(context, order, outcome).await
+}
+
+/// Settles the epoch of an attempt that came to nothing; why it did is the error.
+pub(super) async fn settle(
+    context: &Context,
+    order: &Order,
+    outcome: Result<(), Stop>,
+) -> Result<(), String> {
+    let (uid, epoch) = (&order.spec.vm.uid, order.spec.epoch);
+    match outcome {
         Ok(()) => Ok(()),
         Err(Stop::Later(message) | Stop::Unknown(message)) => Err(message),
         Err(Stop::Never(end, message)) => {
-            release::void(context, &uid, epoch, end, Some(order)).await?;
+            release::void(context, uid, epoch, end, Some(order)).await?;
             Err(message)
         }
         Err(Stop::Failed(end, message)) => {
-            match release::release(context, &uid, epoch, end, false, false).await {
+            match release::release(context, uid, epoch, end, false, false).await {
                 Ok(()) => Err(message),
                 Err(more) => Err(format!("{message}; not released: {more}")),
             }
