@@ -397,11 +397,10 @@ impl Loop {
         for (uid, presence) in &seen.presence {
             self.memory.entry(uid.clone()).or_default().presence = *presence;
         }
-        let journal = self.context.journal.state().unwrap_or_default();
         for (uid, reason) in &seen.reasons {
             let memory = self.memory.entry(uid.clone()).or_default();
             // Until a process of this epoch is there, the log tells of an earlier one's end.
-            let to_come = journal.vms.get(uid).is_some_and(|vm| vm.incoming);
+            let to_come = self.context.journal.vm(uid).is_some_and(|vm| vm.incoming);
             if !to_come && memory.busy.is_none() {
                 memory.stopped.get_or_insert(*reason);
             }
