@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use stockade_core::agent::self_fence::{Feed, Stamps, feed};
 use stockade_host::ports::Beat;
 
 use super::event::{Seen, What};
@@ -108,22 +109,14 @@ impl World {
         let limit = u64::try_from(seconds).unwrap_or(15) * 1000;
         let mut kills = Vec::new();
         if m.kernel == Kernel::Up && m.feeder.works() && !m.feeding.let_go {
-            let stop = timings
-                .as_ref()
-                .map_or(u64::MAX, |t| u64::try_from(t.stop_seconds).unwrap_or(0) * 1000);
-            let newest = m
-                .feeding
-                .storages
-                .iter()
-                .filter_map(|s| m.feeding.beats.get(s).copied())
-                .chain([m.feeding.api])
-                .max()
-                .unwrap_or(0);
-            if mono.saturating_sub(newest) < stop {
-                m.feeding.deadline = now + limit;
-            } else {
-                m.feeding.let_go = true;
-                kills = m.qemus.keys().cloned().collect();
+            let beats = m.feeding.storages.iter().filter_map(|s| m.feeding.beats.get(s).copied());
+            let stamps = Stamps { storage: beats.max(), api: Some(m.feeding.api) };
+            match feed(mono, stamps, timings.as_ref()) {
+                Feed::Feed => m.feeding.deadline = now + limit,
+                Feed::KillAndStop => {
+                    m.feeding.let_go = true;
+                    kills = m.qemus.keys().cloned().collect();
+                }
             }
         }
         let fires = now >= m.feeding.deadline;
