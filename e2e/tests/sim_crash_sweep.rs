@@ -2,6 +2,7 @@
 //! nothing is ever started twice, and all still comes to its end.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use stockade_sim::scenario::run::{Crash, Rules};
@@ -33,22 +34,13 @@ const SEED: u64 = 3;
 
 fn sweep(scenario: &Scenario, crashes: Vec<Crash>) {
     let failed = Mutex::new(Vec::new());
-    let crashes = Mutex::new(crashes.into_iter());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let crash = crashes.lock().unwrap().next();
-                    let Some(crash) = crash else { return };
-                    let rules = Rules::default();
-                    let outcome = campaign::one_under(scenario, SEED, rules, Some(crash)).unwrap();
-                    if !outcome.verdict.passed {
-                        let text = outcome.verdict.lines("life");
-                        failed.lock().unwrap().push(format!("{crash:?}: {text}"));
-                    }
-                }
-            });
+    campaign::on_all_cores(crashes, None, |crash| {
+        let outcome = campaign::one_under(scenario, SEED, Rules::default(), Some(crash)).unwrap();
+        if !outcome.verdict.passed {
+            let text = outcome.verdict.lines("life");
+            failed.lock().unwrap().push(format!("{crash:?}: {text}"));
         }
+        ControlFlow::Continue(())
     });
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use stockade_sim::oracle::{RULES, Rule};
@@ -19,32 +20,24 @@ fn seeds() -> std::ops::Range<u64> {
 #[test]
 fn no_promise_is_broken_and_all_that_is_wanted_runs_in_the_end() {
     let range = seeds();
-    let seeds = Mutex::new(range.clone());
     let failed = Mutex::new(BTreeMap::new());
     let exercised: Mutex<BTreeMap<Rule, u64>> = Mutex::default();
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = seeds.lock().unwrap().next();
-                    let Some(seed) = seed else { return };
-                    let scenario = random::scenario(seed).unwrap();
-                    match campaign::one(&scenario, seed) {
-                        Ok(outcome) => {
-                            for (rule, n) in &outcome.exercised {
-                                *exercised.lock().unwrap().entry(*rule).or_default() += n;
-                            }
-                            if !outcome.verdict.passed {
-                                failed.lock().unwrap().insert(seed, outcome.verdict.lines("drawn"));
-                            }
-                        }
-                        Err(why) => {
-                            failed.lock().unwrap().insert(seed, why);
-                        }
-                    }
+    campaign::on_all_cores(range.clone().collect(), None, |seed| {
+        let scenario = random::scenario(seed).unwrap();
+        match campaign::one(&scenario, seed) {
+            Ok(outcome) => {
+                for (rule, n) in &outcome.exercised {
+                    *exercised.lock().unwrap().entry(*rule).or_default() += n;
                 }
-            });
+                if !outcome.verdict.passed {
+                    failed.lock().unwrap().insert(seed, outcome.verdict.lines("drawn"));
+                }
+            }
+            Err(why) => {
+                failed.lock().unwrap().insert(seed, why);
+            }
         }
+        ControlFlow::Continue(())
     });
     let failed = failed.into_inner().unwrap();
     if let Some((seed, first)) = failed.iter().next() {

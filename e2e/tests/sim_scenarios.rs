@@ -1,6 +1,7 @@
 //! Every scenario file of the project holds, for several seeds.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -20,24 +21,15 @@ fn files() -> Vec<PathBuf> {
 
 /// Runs each job on one of the cores; the failures, in order.
 fn run_all(jobs: Vec<(String, Scenario, u64)>) -> Vec<String> {
-    let jobs = std::sync::Mutex::new(jobs.into_iter());
     let failures = std::sync::Mutex::new(Vec::new());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                loop {
-                    let job = jobs.lock().unwrap().next();
-                    let Some((file, scenario, seed)) = job else { return };
-                    let text = match campaign::one(&scenario, seed) {
-                        Ok(outcome) if outcome.verdict.passed => continue,
-                        Ok(outcome) => outcome.verdict.lines(&file),
-                        Err(why) => format!("{file} seed {seed}: {why}"),
-                    };
-                    failures.lock().unwrap().push(text);
-                }
-            });
-        }
+    campaign::on_all_cores(jobs, None, |(file, scenario, seed)| {
+        let text = match campaign::one(&scenario, seed) {
+            Ok(outcome) if outcome.verdict.passed => return ControlFlow::Continue(()),
+            Ok(outcome) => outcome.verdict.lines(&file),
+            Err(why) => format!("{file} seed {seed}: {why}"),
+        };
+        failures.lock().unwrap().push(text);
+        ControlFlow::Continue(())
     });
     let mut failures = failures.into_inner().unwrap();
     failures.sort();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -104,34 +105,20 @@ impl Campaign {
         if unread {
             return ExitCode::from(2);
         }
-        let mut jobs = VecDeque::new();
+        let mut jobs = Vec::new();
         for scenario in 0..scenarios.len().max(1) {
             for seed in self.seeds.start..self.seeds.end {
-                jobs.push_back(Job { number: jobs.len(), scenario, seed });
+                jobs.push(Job { number: jobs.len(), scenario, seed });
             }
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.jobs.unwrap_or(cores).clamp(1, jobs.len().max(1));
-        let jobs = Mutex::new(jobs);
         let finished = Mutex::new((Finished::default(), out));
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    loop {
-                        // The lock is let go before the run begins.
-                        let job = locked(&jobs).pop_front();
-                        let Some(job) = job else { return };
-                        let done = self.make(&scenarios, job);
-                        let mut finished = locked(&finished);
-                        let (state, out) = &mut *finished;
-                        state.waiting.insert(done.job.number, done);
-                        self.tell(state, *out);
-                        if state.broken_pipe {
-                            locked(&jobs).clear();
-                        }
-                    }
-                });
-            }
+        on_all_cores(jobs, self.jobs, |job| {
+            let done = self.make(&scenarios, job);
+            let mut finished = locked(&finished);
+            let (state, out) = &mut *finished;
+            state.waiting.insert(done.job.number, done);
+            self.tell(state, *out);
+            if state.broken_pipe { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if locked(&finished).0.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
@@ -214,6 +201,32 @@ impl Campaign {
         }
         lines.join("\n")
     }
+}
+
+/// Does `work` for each job, several at once: as many as there are cores, or `threads`. After a
+/// break no further job is begun. A panic in `work` goes on here.
+pub fn on_all_cores<J: Send>(
+    jobs: Vec<J>,
+    threads: Option<usize>,
+    work: impl Fn(J) -> ControlFlow<()> + Sync,
+) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or(cores).clamp(1, jobs.len().max(1));
+    let jobs = Mutex::new(VecDeque::from(jobs));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    // The lock is let go before the work begins.
+                    let job = locked(&jobs).pop_front();
+                    let Some(job) = job else { return };
+                    if work(job).is_break() {
+                        locked(&jobs).clear();
+                    }
+                }
+            });
+        }
+    });
 }
 
 /// One run, on a thread, a clock and random numbers of its own.
