@@ -12,6 +12,9 @@ pub const VM_NAME_LABEL: &str = "stockade.dev/vm-name";
 pub const FINALIZER: &str = "stockade.dev/settled";
 /// Annotation by which a user asks for one act: `<verb>/<id>`.
 pub const REQUEST_ANNOTATION: &str = "stockade.dev/request";
+/// Annotation on a Host by which a person asks that every plug of it is read now; the value is an
+/// id of their choice, which the FenceDevices' `status.asked` answers.
+pub const FENCE_TEST_ANNOTATION: &str = "stockade.dev/fence-test";
 /// Verb of a request that takes a found copy in: `adopt/<host>/<id>`, a human's word that the
 /// copy on that host is the VM.
 pub const ADOPT: &str = "adopt";

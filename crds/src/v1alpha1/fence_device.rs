@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -81,8 +82,27 @@ pub struct FenceDeviceStatus {
     #[serde(default)]
     #[schemars(length(max = 4096))]
     pub untrusted_hosts: Vec<String>,
+    /// What plugs read when a person last asked (`kubectl stockade fence test`), one a host.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub asked: Vec<AskedReading>,
     /// Conditions, Ready first.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A reading that a person asked for.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AskedReading {
+    /// The host whose plug it is.
+    #[schemars(length(max = 49))]
+    pub host: String,
+    /// The id that they gave.
+    #[schemars(length(max = 128))]
+    pub request: String,
+    /// What the plug read: `On`, `Off`, or the error.
+    #[schemars(length(max = 512))]
+    pub result: String,
 }

@@ -1,7 +1,7 @@
 //! From the cache to the snapshot that a plan is made of.
 
 use stockade_core::world::{Key, NamespaceFact, World};
-use stockade_crds::names::{HOST_LABEL, POLICY_NAME, host_of_namespace};
+use stockade_crds::names::{FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME, host_of_namespace};
 
 use crate::cache::{Cache, Kind};
 use crate::context::{Shared, locked};
@@ -96,6 +96,12 @@ fn note_since(cache: &mut Cache, now: u64) {
         }
         if status.going_down.is_some() {
             facts.push((format!("going-down/{host}"), status.boot_id.clone()));
+        }
+    }
+    for (key, host) in &cache.hosts.objects {
+        let asked = host.metadata.annotations.as_ref().and_then(|a| a.get(FENCE_TEST_ANNOTATION));
+        if let Some(id) = asked {
+            facts.push((format!("fence-test/{}", key.name), id.clone()));
         }
     }
     for key in cache.fences.objects.keys() {

@@ -4,3 +4,4 @@ pub mod brake;
 pub mod evidence;
 pub mod fencing;
 pub mod host_state;
+pub mod reported;

@@ -28,13 +28,12 @@ pub(super) fn plan(
     decisions: &BTreeMap<Key, Decision>,
     out: &mut Plan,
 ) {
-    let per_host = usize::try_from(world.policy_spec().migrations_per_host).unwrap_or(1);
     let emptied = |f: &&HostFacts| {
         let mode = world.hosts.get(&f.name).map(|h| h.spec.mode);
         mode == Some(HostMode::Maintenance) || drains(world, f)
     };
     let plans: Vec<(&HostFacts, DrainPlan)> =
-        facts.iter().filter(emptied).map(|f| (f, drain_plan(cluster, &f.name, per_host))).collect();
+        facts.iter().filter(emptied).map(|f| (f, drain_of(world, cluster, &f.name))).collect();
     for (host, plan) in &plans {
         tell(world, host, plan, decisions, out);
     }
@@ -64,6 +63,35 @@ pub(super) fn plan(
         return;
     }
     level(world, cluster, decisions, &mut orders, out);
+}
+
+/// How a host is emptied within the policy's limits.
+fn drain_of(world: &World, cluster: &Cluster, host: &str) -> DrainPlan {
+    let per_host = usize::try_from(world.policy_spec().migrations_per_host).unwrap_or(1);
+    drain_plan(cluster, host, per_host)
+}
+
+/// How `host` would be emptied if it were put into maintenance now, and a sentence for each VM
+/// that could not leave. The same plan that a drain follows.
+#[must_use]
+pub fn drain_preview(world: &World, facts: &[HostFacts], host: &str) -> (DrainPlan, Vec<String>) {
+    let cluster = crate::vm::cluster(world, facts, &BTreeMap::new());
+    let plan = drain_of(world, &cluster, host);
+    let blocked = blocked(world, host, &plan);
+    (plan, blocked)
+}
+
+/// A sentence for each VM that can't leave.
+fn blocked(world: &World, host: &str, plan: &DrainPlan) -> Vec<String> {
+    let mut blocked: Vec<String> =
+        plan.blocked.iter().map(|(vm, why)| format!("{vm}: {why}")).collect();
+    for (key, vm) in &world.vms {
+        let there = vm.status.as_ref().is_some_and(|s| s.host.as_deref() == Some(host));
+        if vm.spec.management == Management::Watched && there {
+            blocked.push(format!("{key}: Stockade only watches it; stop or move it yourself"));
+        }
+    }
+    blocked
 }
 
 /// Levels the load, one round at a time, with a pause between two.
@@ -228,14 +256,7 @@ fn tell(
         d.report.status.placements.iter().any(|p| p.host == host.name && !p.state.is_settled())
     };
     let left = decisions.values().filter(here).count();
-    let mut blocked: Vec<String> =
-        plan.blocked.iter().map(|(vm, why)| format!("{vm}: {why}")).collect();
-    for (key, vm) in &world.vms {
-        let there = vm.status.as_ref().is_some_and(|s| s.host.as_ref() == Some(&host.name));
-        if vm.spec.management == Management::Watched && there {
-            blocked.push(format!("{key}: Stockade only watches it; stop or move it yourself"));
-        }
-    }
+    let mut blocked = blocked(world, &host.name, plan);
     let left = left.max(blocked.len());
     blocked.truncate(64);
     let condition = if left == 0 {

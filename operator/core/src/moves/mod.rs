@@ -34,6 +34,7 @@ use crate::plan::Plan;
 use crate::vm::Decision;
 use crate::world::{Key, World};
 
+pub use auto::drain_preview;
 pub use live::undecided;
 
 /// Carries moves on, begins those that may begin, and orders Stockade's own.

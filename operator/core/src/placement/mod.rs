@@ -21,6 +21,7 @@ mod place;
 mod rebalance;
 mod repair;
 mod rules;
+mod suits;
 mod tolerate;
 mod unit;
 
@@ -31,6 +32,7 @@ pub use moves::{Move, Mover, failback, join_of, move_of};
 pub use place::{Mode, place};
 pub use rebalance::{By, rebalance};
 pub use repair::{repair, violations};
+pub use suits::{Suit, suits};
 pub use tolerate::tolerates;
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Periodic status tests: whether a plug may be believed.
+//! Status tests, periodic and on request: whether a plug may be believed.
 
 use stockade_crds::conditions::{Decided, READY};
-use stockade_crds::v1alpha1::FenceAction;
+use stockade_crds::names::FENCE_TEST_ANNOTATION;
+use stockade_crds::v1alpha1::{AskedReading, FenceAction};
 
 use crate::ha::host_state::{HostFacts, seconds};
 use crate::plan::{Intent, Plan, Report};
@@ -49,8 +50,18 @@ pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
                 Some(FenceResult::Failed(why)) => failing.push(format!("{host}: {why}")),
                 _ => {}
             }
+            let asked = asked(world, host);
+            if let (Some((id, at)), Some(read)) = (&asked, last)
+                && read.started >= *at
+                && let Some(result) = said(&read.result)
+            {
+                status.asked.retain(|a| a.host != *host);
+                let (host, request) = (host.clone(), id.chars().take(128).collect());
+                status.asked.push(AskedReading { host, request, result });
+            }
             let due = match last {
                 None => 0,
+                Some(c) if asked.is_some_and(|(_, at)| c.started < at) => 0,
                 Some(c) if matches!(c.result, FenceResult::Failed(_)) => c.started + 30_000,
                 Some(_) if interval == 0 => Millis::MAX,
                 Some(c) => c.started + interval,
@@ -71,6 +82,8 @@ pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
                 out.wake(due);
             }
         }
+        status.asked.retain(|a| device.spec.plugs.contains_key(&a.host));
+        status.asked.sort_by(|a, b| a.host.cmp(&b.host));
         status.trusted_hosts.sort();
         status.untrusted_hosts.sort();
         let ready = if !status.untrusted_hosts.is_empty() {
@@ -88,6 +101,24 @@ pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
         };
         out.fence_devices.push((name.clone(), Report { status, conditions: vec![ready] }));
     }
+}
+
+/// What a person asks of a host's plugs, and since when.
+fn asked(world: &World, host: &str) -> Option<(String, Millis)> {
+    let annotations = world.hosts.get(host)?.metadata.annotations.as_ref()?;
+    let id = annotations.get(FENCE_TEST_ANNOTATION)?;
+    Some((id.clone(), *world.seen_since.get(&format!("fence-test/{host}"))?))
+}
+
+/// A reading in the words of a status; `None`: it is under way.
+fn said(result: &FenceResult) -> Option<String> {
+    Some(match result {
+        FenceResult::Pending => return None,
+        FenceResult::On => "On".to_owned(),
+        FenceResult::Off => "Off".to_owned(),
+        FenceResult::Done => "Done".to_owned(),
+        FenceResult::Failed(why) => why.chars().take(500).collect(),
+    })
 }
 
 /// Whether the host beat both before and after a reading. A beat is seen late, by a reader and
