@@ -16,6 +16,8 @@ pub struct Programs {
     pub stockade: PathBuf,
     /// `stockade-agent`.
     pub agent: PathBuf,
+    /// `kubectl-stockade`.
+    pub plugin: PathBuf,
 }
 
 impl Programs {
@@ -30,7 +32,11 @@ impl Programs {
             let mut found = found.filter(|path| path.is_file());
             found.next().ok_or_else(|| PlayError::Missing(name.to_owned()))
         };
-        Ok(Self { stockade: find("stockade")?, agent: find("stockade-agent")? })
+        Ok(Self {
+            stockade: find("stockade")?,
+            agent: find("stockade-agent")?,
+            plugin: find("kubectl-stockade")?,
+        })
     }
 }
 
