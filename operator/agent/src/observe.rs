@@ -8,6 +8,10 @@ use stockade_crds::v1alpha1::{AgentLock, LockReport};
 
 use crate::context::{Context, locked, timed};
 
+/// How long a probe of the hook may take, in seconds: the first one of a daemon waits until it has
+/// probed what its QEMU can do.
+const PROBE: u64 = 40;
+
 /// What one look at the host should take in.
 #[derive(Debug, Default)]
 pub(crate) struct Look {
@@ -78,7 +82,7 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
     }
     if look.probe && seen.live.is_some() {
         seen.hook =
-            Some(timed("probe", "hook", 10, hypervisor.probe_hook()).await.unwrap_or(false));
+            Some(timed("probe", "hook", PROBE, hypervisor.probe_hook()).await.unwrap_or(false));
     }
     if let Some(lock) = &look.lock {
         let call = hypervisor.ensure_lock_manager(lock.as_ref());

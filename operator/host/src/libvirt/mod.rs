@@ -270,6 +270,10 @@ impl Libvirt {
             self.options.boot_id
         );
         let started = self.connection.change(OP, PROBE_UUID, START, move |connect| {
+            // One whose answer was lost when the daemon ended would stand in the way for ever.
+            if let Ok(left) = connect.lookup_domain_by_uuid_string(PROBE_UUID) {
+                left.destroy()?;
+            }
             connect.create_domain_xml(&xml, sys::VIR_DOMAIN_START_PAUSED)?.destroy()
         });
         let refused = match started.await {
