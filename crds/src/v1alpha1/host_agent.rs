@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ApiLoss, Lineage, LockKind, SelfFence};
+use super::{ApiLoss, FileOwner, Lineage, LockKind, SelfFence};
 
 /// What a host is to mount, join and arm. Written by the controller alone.
 #[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -32,6 +32,9 @@ pub struct HostAgentSpec {
     /// Storages to mount and beat on.
     #[schemars(length(max = 64))]
     pub storages: Vec<AgentStorage>,
+    /// Folders to serve to other hosts.
+    #[schemars(length(max = 64))]
+    pub exports: Vec<AgentExport>,
     /// The lock manager to run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lock: Option<AgentLock>,
@@ -77,6 +80,50 @@ pub struct AgentStorage {
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub options: Vec<String>,
+    /// This host serves it: it binds the exported folder and mounts nothing.
+    #[serde(default)]
+    pub served_here: bool,
+    /// Owner of the VMs' files, by number.
+    #[serde(default)]
+    pub owner: FileOwner,
+}
+
+/// A folder that a host serves to others by NFS.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentExport {
+    /// The SharedStorage.
+    #[schemars(length(min = 1, max = 63))]
+    pub storage: String,
+    /// The folder.
+    #[schemars(length(min = 1, max = 255))]
+    pub path: String,
+    /// Lease time of the server in seconds; of several exports the shortest counts.
+    pub lease_seconds: i32,
+    /// The hosts that may mount it, and nobody else.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub clients: Vec<ExportClient>,
+    /// Boots whose host is left out, because they are proven dead.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub denied: Vec<super::BootReference>,
+    /// Of those, the boots whose opens and locks are to be dropped.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub broken: Vec<super::BootReference>,
+}
+
+/// A host that may mount an export.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportClient {
+    /// The Host.
+    #[schemars(length(min = 1, max = 49))]
+    pub host: String,
+    /// Its address as the server sees it.
+    #[schemars(length(min = 1, max = 253))]
+    pub address: String,
 }
 
 /// A kind of backend.
@@ -102,6 +149,10 @@ pub struct AgentLock {
     /// The storage that holds the lockspace.
     #[schemars(length(min = 1, max = 63))]
     pub storage: String,
+    /// Folder of the locks, on that storage; empty: the locks lie on the disks themselves.
+    #[serde(default)]
+    #[schemars(length(max = 300))]
+    pub lockspace: String,
     /// Host id of sanlock; 0: none.
     #[serde(default)]
     pub host_id: i32,
@@ -138,6 +189,9 @@ pub struct HostAgentStatus {
     /// Storages as mounted and checked.
     #[schemars(length(max = 64))]
     pub storages: Vec<StorageReport>,
+    /// Folders as served to others.
+    #[schemars(length(max = 64))]
+    pub exports: Vec<ExportReport>,
     /// The lock manager works.
     pub lock_ready: bool,
     /// The lock manager that is running, if one is.
@@ -213,4 +267,27 @@ pub struct StorageReport {
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// An export as its server sees it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportReport {
+    /// The SharedStorage.
+    #[schemars(length(max = 63))]
+    pub storage: String,
+    /// It is served as declared.
+    pub ready: bool,
+    /// Why it is not, with the remedy.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// Boots whose denial is in force.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub denied: Vec<super::BootReference>,
+    /// Boots that hold nothing there any more.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub broken: Vec<super::BootReference>,
 }

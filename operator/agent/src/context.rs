@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use kube::{Api, Client};
 use stockade_crds::names::host_namespace;
-use stockade_crds::v1alpha1::{Domain, HostAgent, HostAgentSpec, SelfFence, StorageReport};
+use stockade_crds::v1alpha1::{
+    Domain, ExportReport, HostAgent, HostAgentSpec, SelfFence, StorageReport,
+};
 use stockade_host::ports::{AgentPorts, Beat, MachineFacts};
 use stockade_host::{HostError, HostResult};
 use tokio::sync::Notify;
@@ -31,8 +33,12 @@ pub(crate) struct Context {
     pub(crate) facts: Mutex<MachineFacts>,
     /// HostAgent.spec as last seen.
     pub(crate) spec: Mutex<Option<HostAgentSpec>>,
+    /// It is another one than before.
+    pub(crate) spec_changed: Notify,
     /// Storages as last checked.
     pub(crate) storages: Mutex<BTreeMap<String, StorageReport>>,
+    /// Exports as last applied.
+    pub(crate) exports: Mutex<Vec<ExportReport>>,
     /// Beats seen, by storage and host uid.
     pub(crate) beats: Mutex<BTreeMap<String, BTreeMap<String, Beat>>>,
     /// Timings in force, if the watchdog is armed.
@@ -65,7 +71,9 @@ impl Context {
             ports,
             config,
             spec: Mutex::default(),
+            spec_changed: Notify::new(),
             storages: Mutex::default(),
+            exports: Mutex::default(),
             beats: Mutex::default(),
             armed: Mutex::default(),
             usage: Mutex::default(),

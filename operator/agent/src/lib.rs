@@ -4,7 +4,7 @@
 //! watches ─┐                              ┌─► act (a task a VM) ─► ports
 //! events ──┼─► reconcile: observe ─► decide ┤
 //! timer ───┘                              └─► report ─► Domain.status, HostAgent.status
-//! heartbeat ─► Lease          storages ─► mounts, beats seen
+//! heartbeat ─► Lease          storages ─► mounts, beats seen          exports ─► what is served
 //! ```
 //!
 //! All decisions are [`stockade_core::agent`]'s. Dropping [`run`] at any await point is
@@ -14,6 +14,7 @@ mod act;
 mod config;
 mod context;
 mod error;
+mod exports;
 mod heartbeat;
 mod journal;
 mod observe;
@@ -66,6 +67,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     tasks.spawn(heartbeat::run(Arc::clone(&context)));
     tasks.spawn(storages::run(Arc::clone(&context)));
+    tasks.spawn(exports::run(Arc::clone(&context)));
     tokio::select! {
         biased;
         () = &mut shutdown => {}

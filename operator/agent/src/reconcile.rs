@@ -292,6 +292,7 @@ impl Loop {
                     self.host_status = Some(agent.status.unwrap_or_default());
                 }
                 *locked(&self.context.spec) = Some(agent.spec);
+                self.context.spec_changed.notify_one();
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the watch of the HostAgent failed"),
@@ -712,6 +713,7 @@ impl Loop {
             hypervisors: facts.hypervisors,
             inventory: self.inventory.clone(),
             storages: o.storages.clone(),
+            exports: locked(&self.context.exports).clone(),
             lock_ready: self.lock,
             lock: o.lock,
             armed: spec.arm && armed.is_some(),

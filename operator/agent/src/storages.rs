@@ -9,6 +9,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::context::{Context, locked, timed};
 
+/// Pause before a storage that is still in use is tried to be let go again, in milliseconds.
+const LEAVE_AGAIN: u64 = 5_000;
 /// Rounds of beats between two checks of a storage that is ready.
 const CHECK_EVERY: u32 = 5;
 
@@ -16,6 +18,7 @@ const CHECK_EVERY: u32 = 5;
 pub(crate) async fn run(context: Arc<Context>) {
     let mut tasks = JoinSet::new();
     let mut keepers: BTreeMap<String, (AgentStorage, AbortHandle)> = BTreeMap::new();
+    let mut leaving: BTreeMap<String, AbortHandle> = BTreeMap::new();
     let mut beating: Option<(Vec<String>, i32, i64)> = None;
     loop {
         while tasks.try_join_next().is_some() {}
@@ -26,8 +29,18 @@ pub(crate) async fn run(context: Arc<Context>) {
                     task.abort();
                     locked(&context.storages).remove(name);
                     locked(&context.beats).remove(name);
+                    let task = tasks.spawn(leave(Arc::clone(&context), storage.clone()));
+                    leaving.insert(storage.mount_path.clone(), task);
                 }
                 kept
+            });
+            // One that is declared again, perhaps otherwise, stays mounted.
+            leaving.retain(|path, task| {
+                let again = spec.storages.iter().any(|storage| storage.mount_path == *path);
+                if again {
+                    task.abort();
+                }
+                !again && !task.is_finished()
             });
             for storage in &spec.storages {
                 if !keepers.contains_key(&storage.name) {
@@ -59,6 +72,18 @@ pub(crate) async fn run(context: Arc<Context>) {
             }
         }
         context.ports.clock.sleep(250).await;
+    }
+}
+
+/// Lets go of a storage that is no longer declared, as soon as nothing uses it.
+async fn leave(context: Arc<Context>, storage: AgentStorage) {
+    loop {
+        let call = context.ports.storage.forget(&storage);
+        match timed("let go", &storage.name, 15, call).await {
+            Ok(()) => return,
+            Err(error) => tracing::info!(%error, storage = storage.name, "it stays for now"),
+        }
+        context.ports.clock.sleep(LEAVE_AGAIN).await;
     }
 }
 

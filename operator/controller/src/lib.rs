@@ -19,6 +19,7 @@ mod fencing;
 mod leader;
 mod observed;
 mod requests;
+mod serving;
 mod update_status;
 mod watch;
 
@@ -27,6 +28,7 @@ pub use error::ControllerError;
 pub use leader::LEASE_NAME;
 pub use observed::Observed;
 pub use requests::CountRequests;
+pub use serving::ServingHosts;
 
 use std::future::Future;
 use std::sync::Arc;

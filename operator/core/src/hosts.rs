@@ -99,10 +99,15 @@ fn valid(world: &World, policy: &AvailabilityPolicySpec) -> Decided {
 }
 
 /// Whether a storage is meant for a host.
-fn selects(storage: &SharedStorage, name: &str, host: &Host) -> bool {
+pub(crate) fn selects(storage: &SharedStorage, name: &str, host: &Host) -> bool {
     let labels = host.metadata.labels.clone().unwrap_or_default();
     let named = storage.spec.hosts.is_empty() || storage.spec.hosts.iter().any(|h| h == name);
     named && storage.spec.host_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+/// The Host that serves a storage, if one of ours does.
+fn serving_host(storage: &SharedStorage) -> Option<&str> {
+    storage.spec.nfs.as_ref()?.served_by.as_deref()
 }
 
 fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
@@ -129,6 +134,8 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
                 kind,
                 source,
                 options,
+                served_here: serving_host(s).is_some_and(|server| server == facts.name),
+                owner: s.spec.owner,
             }
         })
         .collect();
@@ -142,6 +149,11 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         .map(|l| AgentLock {
             kind: l.spec.kind,
             storage: l.spec.storage.clone(),
+            lockspace: world
+                .storages
+                .get(&l.spec.storage)
+                .map(|storage| format!("{}/.stockade/locks", storage.spec.mount_path))
+                .unwrap_or_default(),
             host_id: 0,
             maintenance: l.spec.mode == stockade_crds::v1alpha1::LockMode::Maintenance,
         });
@@ -161,6 +173,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         host_uid: facts.uid.clone(),
         heartbeat_seconds: policy.heartbeat_seconds,
         storages,
+        exports: crate::exports::of_host(world, &facts.name),
         lock,
         // Without a watchdog there is nothing to arm, and elapsed time never proves anything.
         arm: host.spec.self_fencing
@@ -327,6 +340,15 @@ fn storage_status(
             Some(r) if r.ready => ready += 1,
             Some(r) => trouble.push(format!("{host}: {}", r.message)),
             None => trouble.push(format!("{host}: not mounted yet")),
+        }
+    }
+    if let Some(server) = serving_host(storage) {
+        let report = world.agents.get(server).and_then(|agent| agent.status.as_ref());
+        let report = report.and_then(|s| s.exports.iter().find(|e| e.storage == name));
+        match report {
+            Some(report) if report.ready => {}
+            Some(report) => trouble.insert(0, format!("{server} serves it: {}", report.message)),
+            None => trouble.insert(0, format!("{server} does not serve it yet")),
         }
     }
     status.ready_hosts = ready;

@@ -16,6 +16,8 @@ pub mod cmd;
 #[cfg(feature = "real")]
 pub mod disks;
 #[cfg(feature = "real")]
+pub mod exports;
+#[cfg(feature = "real")]
 pub mod fence;
 #[cfg(feature = "real")]
 pub mod files;

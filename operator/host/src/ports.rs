@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use stockade_crds::v1alpha1::{
-    AgentLock, AgentStorage, DomainSpec, FenceDeviceSpec, GoingDown, HypervisorKind, LockReport,
-    MachineDisk, SelfFence, StorageReport,
+    AgentExport, AgentLock, AgentStorage, DomainSpec, ExportReport, FenceDeviceSpec, GoingDown,
+    HypervisorKind, LockReport, MachineDisk, SelfFence, StorageReport,
 };
 use tokio::sync::mpsc;
 
@@ -26,6 +26,8 @@ pub struct AgentPorts {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Shared storages, disks and their owner records.
     pub storage: Arc<dyn StoragePort>,
+    /// What it serves to others.
+    pub exports: Arc<dyn ExportPort>,
     /// The agent's durable memory.
     pub journal: Arc<dyn JournalPort>,
     /// The watchdog's feeder.
@@ -204,6 +206,11 @@ pub trait StoragePort: Send + Sync {
     /// Mounts and checks a storage: the right file system, the right cluster's marker,
     /// never an empty directory. Idempotent.
     fn ensure<'a>(&'a self, storage: &'a AgentStorage) -> BoxFuture<'a, StorageReport>;
+    /// Lets go of a storage that is no longer declared here: unmounts it if nothing uses it.
+    ///
+    /// # Errors
+    /// [`HostError::Refused`](crate::HostError::Refused) while it is in use.
+    fn forget<'a>(&'a self, storage: &'a AgentStorage) -> BoxFuture<'a, HostResult<()>>;
     /// Every owner record of a disk, read past caches.
     fn records<'a>(&'a self, disk: &'a str) -> BoxFuture<'a, HostResult<Vec<OwnerRecord>>>;
     /// Links a record under its epoch; never replaces one.
@@ -241,6 +248,54 @@ pub trait StoragePort: Send + Sync {
         heartbeat_seconds: i32,
         lineage: i64,
     ) -> BoxFuture<'a, HostResult<()>>;
+}
+
+/// The serving side of NFS on one host.
+pub trait ExportPort: Send + Sync {
+    /// Serves exactly these folders to exactly these hosts; drops what boots hold that are to be
+    /// broken, once their denial is in force. Idempotent; a report each, in the same order.
+    fn ensure<'a>(&'a self, exports: &'a [AgentExport]) -> BoxFuture<'a, Vec<ExportReport>>;
+}
+
+/// What is mounted at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Kind of the file system, as in `nfs4`.
+    pub kind: String,
+    /// What is mounted, as in `server:/export`.
+    pub source: String,
+    /// Options in force.
+    pub options: Vec<String>,
+    /// The file system's number, as in `0:52`.
+    pub device: String,
+}
+
+/// What is to be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountRequest {
+    /// Kind of the file system; empty where the options say it (`bind`).
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+    /// Where.
+    pub path: String,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+/// The table of mounts of one machine.
+pub trait Mounts: Send + Sync {
+    /// What is mounted at exactly this path; of several, what is seen there. Asks no server.
+    fn find<'a>(&'a self, path: &'a str) -> BoxFuture<'a, HostResult<Option<Mounted>>>;
+    /// Whether the path is seen on that mount. May hang with its server.
+    fn is_on<'a>(&'a self, path: &'a str, mounted: &'a Mounted) -> BoxFuture<'a, HostResult<bool>>;
+    /// Mounts; the path is there already.
+    fn mount<'a>(&'a self, request: &'a MountRequest) -> BoxFuture<'a, HostResult<()>>;
+    /// Unmounts.
+    ///
+    /// # Errors
+    /// [`HostError::Refused`](crate::HostError::Refused) while anything uses it.
+    fn unmount<'a>(&'a self, path: &'a str) -> BoxFuture<'a, HostResult<()>>;
 }
 
 /// The agent's durable memory: one small document, replaced whole and fsynced.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use stockade_agent::AgentConfig;
+use stockade_host::exports::Knfsd;
 use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
 use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
@@ -137,6 +138,7 @@ fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResul
         machine: Arc::new(machine),
         hypervisor: Arc::new(Libvirt::new(libvirt)?),
         storage: Arc::new(RealStorage::new(storage)?),
+        exports: Arc::new(Knfsd::default()),
         journal: Arc::new(FileJournal::open(state)?),
         watchdog: Arc::new(NoWatchdog),
         clock: Arc::new(RealClock),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kube::Config;
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use stockade_controller::{Context, CountRequests, Observed};
+use stockade_controller::{Context, CountRequests, Observed, ServingHosts};
 use stockade_core::world::Guards;
 use stockade_crds::names::SYSTEM_NAMESPACE;
 use stockade_host::fence::{FenceAgents, FenceOptions};
@@ -108,6 +108,7 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
             let serving = serve(address, Arc::clone(&observed)).await;
             tokio::spawn(serving.map_err(|error| StartError::Listen(address, error))?);
         }
+        let storage_server = Arc::new(ServingHosts::new(client.clone(), clock.clone()));
         let context = Context {
             client,
             identity,
@@ -116,7 +117,7 @@ fn start(arguments: &Arguments) -> Result<(), StartError> {
                 folder: arguments.fence_folder.clone(),
                 extra: arguments.fence_agents.iter().cloned().collect(),
             }))),
-            storage_server: None,
+            storage_server: Some(storage_server),
             namespace: arguments.namespace.clone(),
             lease: stockade_controller::LEASE_NAME.to_owned(),
             cluster_id: arguments.cluster_id.clone(),

@@ -24,15 +24,21 @@ pub(super) fn is_lockd(config: &Path) -> HostResult<bool> {
     Ok(configured(config)?.as_deref() == Some("lockd"))
 }
 
-/// Names the lock manager in `qemu.conf`. True: the daemon must be restarted to use it.
+/// Names the lock manager in `qemu.conf` and its lockspace in `qemu-lockd.conf`. True: the daemon
+/// must be restarted to use it.
+///
+/// # Errors
+/// [`HostError::Refused`] while the lockspace's storage is not mounted: virtlockd would make the
+/// folder on the host's own disk, and locks there bind nobody else.
 pub(super) fn ensure(config: &Path, lock: &AgentLock) -> HostResult<bool> {
     const OP: &str = "use lock manager";
     if lock.kind != LockKind::Virtlockd {
         return Err(HostError::refused(OP, "sanlock", "this agent can't run sanlock yet"));
     }
+    let spaced = set_lockspace(config, &lock.lockspace)?;
     let path = config.join("qemu.conf");
     match configured(config)?.as_deref() {
-        Some("lockd") => Ok(false),
+        Some("lockd") => Ok(spaced),
         Some(other) => {
             let message = format!("qemu.conf names {other}; stop all domains, then change it");
             Err(HostError::refused(OP, "virtlockd", message))
@@ -44,6 +50,31 @@ pub(super) fn ensure(config: &Path, lock: &AgentLock) -> HostResult<bool> {
             Ok(true)
         }
     }
+}
+
+/// Points virtlockd's locks at the storage. True: that was not so before.
+fn set_lockspace(config: &Path, lockspace: &str) -> HostResult<bool> {
+    const OP: &str = "use lockspace";
+    const KEY: &str = "file_lockspace_dir";
+    if lockspace.is_empty() {
+        return Ok(false);
+    }
+    let marker = Path::new(lockspace).with_file_name("cluster");
+    if !marker.exists() {
+        let message = "its storage is not mounted and checked here yet";
+        return Err(HostError::refused(OP, lockspace, message));
+    }
+    fs::create_dir_all(lockspace).map_err(failed(OP, Path::new(lockspace)))?;
+    let path = config.join("qemu-lockd.conf");
+    let text = fs::read_to_string(&path).map_err(failed(OP, &path))?;
+    let wanted = format!("{KEY} = \"{lockspace}\"");
+    if text.lines().any(|line| line.trim() == wanted) {
+        return Ok(false);
+    }
+    let other = text.lines().filter(|line| !line.trim_start().starts_with(KEY));
+    let text: String = other.chain([wanted.as_str()]).map(|line| format!("{line}\n")).collect();
+    replace(&path, text.as_bytes()).map_err(failed(OP, &path))?;
+    Ok(true)
 }
 
 /// True if virtlockd listens; `run` is libvirt's run-time folder of QEMU.

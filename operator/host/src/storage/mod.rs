@@ -1,12 +1,14 @@
-//! Shared storages as one real host sees them.
+//! Shared storages as one real host sees them: mounted, checked, written to.
 
-use std::collections::BTreeMap;
+mod marker;
+mod mounts;
+mod nfs;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -15,13 +17,11 @@ use stockade_crds::v1alpha1::{AgentStorage, DomainSpec, MachineDisk, StorageKind
 use crate::beat::{self, BeatPlan};
 use crate::error::{HostError, HostResult};
 use crate::files::{self, failed};
-use crate::ports::{Beat, Linked, OwnerRecord, StoragePort};
-use crate::{cmd, disks, records, seed};
+use crate::ports::{Beat, Linked, Mounts, OwnerRecord, StoragePort};
+use crate::{disks, records, seed};
 
-/// How long a mount may take.
-const MOUNT_LIMIT: Duration = Duration::from_secs(60);
-/// Options without which an owner record could be read from a cache.
-const NFS_OPTIONS: &str = "vers=4.2,hard,noac,lookupcache=none";
+pub use self::mounts::RealMounts;
+pub use self::nfs::NfsClient;
 
 /// What a real storage port needs to know of its host.
 #[derive(Clone, Debug)]
@@ -38,9 +38,12 @@ pub struct StorageOptions {
 }
 
 /// The storages of a real host.
-#[derive(Debug)]
 pub struct RealStorage {
     options: StorageOptions,
+    table: Arc<dyn Mounts>,
+    nfs: NfsClient,
+    /// Storages whose check has not come back: on a server that is away it hangs in the kernel.
+    checking: Arc<Mutex<BTreeSet<String>>>,
     /// Mount paths of the storages that were ensured, by name.
     mounts: Mutex<BTreeMap<String, PathBuf>>,
     beater: Mutex<Option<Child>>,
@@ -51,11 +54,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RealStorage {
-    /// Makes the port; nothing is mounted yet.
+    /// Makes the port over the mounts of this machine; nothing is mounted yet.
     pub fn new(options: StorageOptions) -> HostResult<Self> {
+        let nfs = NfsClient::new(&options.host_uid);
+        Self::over(options, Arc::new(RealMounts), nfs)
+    }
+
+    /// Makes the port over other mounts.
+    pub fn over(
+        options: StorageOptions,
+        table: Arc<dyn Mounts>,
+        nfs: NfsClient,
+    ) -> HostResult<Self> {
         let seeds = options.state.join("seeds");
         fs::create_dir_all(&seeds).map_err(failed("open state folder", &seeds))?;
-        Ok(Self { options, mounts: Mutex::default(), beater: Mutex::default() })
+        Ok(Self {
+            options,
+            table,
+            nfs,
+            checking: Arc::default(),
+            mounts: Mutex::default(),
+            beater: Mutex::default(),
+        })
     }
 
     fn mount(&self, storage: &str) -> HostResult<PathBuf> {
@@ -73,22 +93,31 @@ impl RealStorage {
         })
     }
 
+    /// Mounts and checks a storage in a task of its own, which goes on if the caller gives up: what
+    /// hangs in the kernel can't be stopped, and is not begun a second time.
     async fn prepare(&self, storage: &AgentStorage) -> HostResult<()> {
         const OP: &str = "ensure storage";
-        let mount = PathBuf::from(&storage.mount_path);
-        match storage.kind {
-            StorageKind::SharedDirectory => {}
-            StorageKind::NFS => mount_nfs(storage).await?,
-            StorageKind::OCFS2 => {
-                let message = "this agent can't mount OCFS2 yet; mount it and declare the path \
-                               as a SharedDirectory";
-                return Err(HostError::refused(OP, &storage.name, message));
+        let guard = Checking::begin(&self.checking, &storage.name)?;
+        let known = lock(&self.mounts).contains_key(&storage.name);
+        let (table, client) = (Arc::clone(&self.table), self.nfs.clone());
+        let (declared, host) = (storage.clone(), self.options.host_uid.clone());
+        let task = tokio::spawn(async move {
+            let _guard = guard;
+            match declared.kind {
+                StorageKind::SharedDirectory => {}
+                StorageKind::NFS => nfs::ensure(table.as_ref(), &client, &declared).await?,
+                StorageKind::OCFS2 => {
+                    let message = "this agent can't mount OCFS2 yet; mount it and declare the \
+                                   path as a SharedDirectory";
+                    return Err(HostError::refused(OP, &declared.name, message));
+                }
             }
-        }
-        let cluster_id = storage.cluster_id.clone();
-        let checked = mount.clone();
-        files::blocking(OP, &storage.name, move || check_marker(&checked, &cluster_id)).await?;
-        lock(&self.mounts).insert(storage.name.clone(), mount);
+            let name = declared.name.clone();
+            files::blocking(OP, &name, move || check(&declared, known, &host)).await
+        });
+        let checked = task.await;
+        checked.map_err(|error| HostError::unknown(OP, &storage.name, error.to_string()))??;
+        lock(&self.mounts).insert(storage.name.clone(), PathBuf::from(&storage.mount_path));
         Ok(())
     }
 
@@ -114,64 +143,37 @@ impl RealStorage {
     }
 }
 
-async fn mount_nfs(storage: &AgentStorage) -> HostResult<()> {
-    const OP: &str = "mount";
-    let mount = &storage.mount_path;
-    let mounted = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(failed(OP, Path::new("/proc/self/mountinfo")))?;
-    let mut here = mounted.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        (left.split(' ').nth(4)? == mount).then_some(right)
-    });
-    match here.next_back() {
-        Some(right) if right.starts_with("nfs4 ") && right.contains(&storage.source) => Ok(()),
-        Some(other) => {
-            let message = format!("something else is mounted there: {other}; unmount it");
-            Err(HostError::refused(OP, mount, message))
+/// That a check of a storage is under way, until it is dropped.
+struct Checking(Arc<Mutex<BTreeSet<String>>>, String);
+
+impl Checking {
+    /// One check of a storage at a time: each that hangs holds a thread.
+    fn begin(all: &Arc<Mutex<BTreeSet<String>>>, storage: &str) -> HostResult<Self> {
+        if lock(all).insert(storage.to_owned()) {
+            return Ok(Self(Arc::clone(all), storage.to_owned()));
         }
-        None => {
-            fs::create_dir_all(mount).map_err(failed(OP, Path::new(mount)))?;
-            let mut options = NFS_OPTIONS.to_owned();
-            for option in &storage.options {
-                options.push(',');
-                options.push_str(option);
-            }
-            let arguments = ["-t", "nfs4", "-o", &options, &storage.source, mount];
-            cmd::run(OP, mount, "mount", &arguments, MOUNT_LIMIT).await.map(drop)
-        }
+        let message = "its server does not answer: the last check still hangs";
+        Err(HostError::refused("check storage", storage, message))
     }
 }
 
-/// Checks that the storage is this cluster's; a storage without a marker gets one, by link, so
-/// that of two clusters one loses.
-fn check_marker(mount: &Path, cluster_id: &str) -> HostResult<()> {
-    const OP: &str = "check storage";
-    if !mount.is_dir() {
-        let message = "the folder does not exist; mount the storage there";
-        return Err(HostError::refused(OP, mount.display().to_string(), message));
+impl Drop for Checking {
+    fn drop(&mut self) {
+        lock(&self.0).remove(&self.1);
     }
+}
+
+/// Checks that the storage is this cluster's, and when it is first used that it can be written as
+/// VMs need it; another cluster's is never written.
+fn check(storage: &AgentStorage, known: bool, host: &str) -> HostResult<()> {
+    let mount = Path::new(&storage.mount_path);
+    marker::read(mount, &storage.cluster_id)?;
     let beats = beat::folder(mount);
-    fs::create_dir_all(&beats).map_err(failed(OP, &beats))?;
-    let marker = mount.join(".stockade/cluster");
-    if !marker.exists() {
-        let temporary = marker.with_extension(format!("new-{cluster_id}-{}", std::process::id()));
-        let written = fs::File::create(&temporary).and_then(|mut file| {
-            file.write_all(cluster_id.as_bytes())?;
-            file.sync_all()?;
-            match fs::hard_link(&temporary, &marker) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-                _ => files::sync_folder(&mount.join(".stockade")),
-            }
-        });
-        files::remove(&temporary).map_err(failed(OP, &temporary))?;
-        written.map_err(failed(OP, &marker))?;
+    if !known {
+        nfs::probe(&beats, host, storage)?;
     }
-    let found = fs::read_to_string(&marker).map_err(failed(OP, &marker))?;
-    if found.trim() == cluster_id {
-        return Ok(());
-    }
-    let message = format!("it belongs to cluster {}, this is {cluster_id}", found.trim());
-    Err(HostError::refused(OP, mount.display().to_string(), message))
+    marker::claim(mount, &storage.cluster_id)?;
+    fs::create_dir_all(&beats).map_err(failed("check storage", &beats))
 }
 
 /// Makes the folder of a namespace's first disk; its record comes before the disk itself.
@@ -181,7 +183,7 @@ fn check_marker(mount: &Path, cluster_id: &str) -> HostResult<()> {
 fn ensure_folder(mount: &Path, disk: &Path) -> HostResult<()> {
     const OP: &str = "ensure folder";
     let Some(folder) = disk.parent().filter(|folder| !folder.is_dir()) else { return Ok(()) };
-    if !mount.join(".stockade/cluster").exists() {
+    if !marker::path(mount).exists() {
         let message = "the storage's marker is gone; mount the storage there";
         return Err(HostError::refused(OP, mount.display().to_string(), message));
     }
@@ -201,6 +203,27 @@ impl StoragePort for RealStorage {
                 ready: prepared.is_ok(),
                 message: prepared.err().map(|error| error.to_string()).unwrap_or_default(),
             }
+        }
+        .boxed()
+    }
+
+    fn forget<'a>(&'a self, storage: &'a AgentStorage) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            if storage.kind != StorageKind::NFS {
+                return Ok(());
+            }
+            let path = &storage.mount_path;
+            // Off the list first: nothing may be written below a mount that is just going.
+            let known = lock(&self.mounts).remove(&storage.name);
+            let gone = match self.table.find(path).await {
+                Ok(None) => Ok(()),
+                Ok(Some(_)) => self.table.unmount(path).await,
+                Err(error) => Err(error),
+            };
+            if let (Err(_), Some(mount)) = (&gone, known) {
+                lock(&self.mounts).insert(storage.name.clone(), mount);
+            }
+            gone
         }
         .boxed()
     }

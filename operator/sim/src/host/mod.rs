@@ -1,5 +1,6 @@
 //! The host ports over the simulated world.
 
+mod exports;
 pub mod gate;
 mod hypervisor;
 mod machine;
@@ -40,6 +41,7 @@ pub fn agent_ports(sim: &Arc<Sim>, host: &str, gate: &Gate) -> AgentPorts {
         machine: Arc::new(machine::SimMachine(seat.clone())),
         hypervisor: Arc::new(hypervisor::SimHypervisor(seat.clone())),
         storage: Arc::new(storage::SimStorage(seat.clone())),
+        exports: Arc::new(exports::SimExports),
         journal: Arc::new(machine::SimJournal(seat.clone())),
         watchdog: Arc::new(machine::SimWatchdog(seat.clone())),
         clock: Arc::new(machine::SimClock { sim: sim.clone(), host: Some(host.to_owned()) }),

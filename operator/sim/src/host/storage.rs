@@ -104,6 +104,11 @@ impl StoragePort for SimStorage {
         .boxed()
     }
 
+    /// A simulated storage is nothing that is mounted.
+    fn forget<'a>(&'a self, _storage: &'a AgentStorage) -> BoxFuture<'a, HostResult<()>> {
+        async { Ok(()) }.boxed()
+    }
+
     fn records<'a>(&'a self, disk: &'a str) -> BoxFuture<'a, HostResult<Vec<OwnerRecord>>> {
         async move {
             self.disk_io("read records", disk, false).await?;

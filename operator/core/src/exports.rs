@@ -1,0 +1,177 @@
+//! What a serving host exports, to whom, and who is left out (safety §6.2).
+
+use stockade_crds::v1alpha1::{
+    AgentExport, BootReference, ExportClient, Host, HostFence, SharedStorage,
+};
+
+use crate::hosts::selects;
+use crate::world::World;
+
+/// The exports of the host of that name.
+///
+/// A host is left out of a storage's clients while a certificate against its last boot stands, or
+/// its denial there has not been taken back; its next boot is admitted again. Locks are broken only
+/// once the certificate in the API says that the denial is in force.
+#[must_use]
+pub fn of_host(world: &World, server: &str) -> Vec<AgentExport> {
+    let served = |storage: &SharedStorage| {
+        let nfs = storage.spec.nfs.as_ref()?;
+        (nfs.served_by.as_deref() == Some(server)).then(|| nfs.clone())
+    };
+    world
+        .storages
+        .iter()
+        .filter_map(|(name, storage)| Some((name, storage, served(storage)?)))
+        .map(|(name, storage, nfs)| {
+            let mut export = AgentExport {
+                storage: name.clone(),
+                path: nfs.export,
+                lease_seconds: nfs.lease_seconds,
+                ..AgentExport::default()
+            };
+            for (host, object) in &world.hosts {
+                if host == server || !selects(storage, host, object) {
+                    continue;
+                }
+                match denied(world, name, host) {
+                    None => export.clients.push(ExportClient {
+                        host: host.clone(),
+                        address: storage_address(host, object),
+                    }),
+                    Some(fence) => {
+                        let boot = BootReference {
+                            host_uid: fence.spec.host_uid.clone(),
+                            boot_id: fence.spec.boot_id.clone(),
+                        };
+                        if may_break(world, name, fence) {
+                            export.broken.push(boot.clone());
+                        }
+                        export.denied.push(boot);
+                    }
+                }
+            }
+            export
+        })
+        .collect()
+}
+
+/// How a server sees a host: its storage address, else the one that is declared, else its name.
+fn storage_address(name: &str, host: &Host) -> String {
+    let addresses = &host.spec.addresses;
+    let given = [&addresses.storage, &addresses.management, &addresses.migration];
+    given.into_iter().flatten().next().cloned().unwrap_or_else(|| name.to_owned())
+}
+
+/// The certificate for which a host is denied at a storage now: one for the boot that it last
+/// reported, or any if it reports none. That another boot beats is what ends a denial.
+fn denied<'a>(world: &'a World, storage: &str, host: &str) -> Option<&'a HostFence> {
+    let status = world.agents.get(host).and_then(|agent| agent.status.as_ref());
+    let boot = status.map(|status| status.boot_id.as_str()).unwrap_or_default();
+    let about = |f: &&HostFence| f.spec.host == host && (boot.is_empty() || f.spec.boot_id == boot);
+    world.fences.values().map(|fence| &**fence).filter(about).find(|fence| {
+        fence.status.as_ref().is_some_and(|status| {
+            let stands = status.proof.is_some() && status.revoked.is_none();
+            stands || status.denied.iter().any(|denied| denied == storage)
+        })
+    })
+}
+
+/// Whether its locks may be broken: it is denied in the API's own words, its proof stands, and no
+/// other boot may hold the other side of a move (safety §8.3).
+fn may_break(world: &World, storage: &str, fence: &HostFence) -> bool {
+    let (uid, boot) = (&fence.spec.host_uid, &fence.spec.boot_id);
+    fence.status.as_ref().is_some_and(|status| {
+        status.proof.is_some()
+            && status.revoked.is_none()
+            && (status.denied.iter().any(|denied| denied == storage) || !world.guards.denial_first)
+    }) && !crate::moves::undecided(world, uid, boot.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use stockade_crds::v1alpha1::{
+        HostAgent, HostAgentSpec, HostAgentStatus, HostFenceSpec, HostFenceStatus, HostSpec,
+        ProofKind,
+    };
+
+    use super::*;
+
+    /// h1 and h2 mount what s1 serves; h1 last reported the boot `reported`.
+    fn world(reported: &str, fence: Option<HostFenceStatus>) -> World {
+        let mut world = World::default();
+        for (name, address) in [("h1", "10.0.0.1"), ("h2", "10.0.0.2"), ("s1", "10.0.0.9")] {
+            let mut host = Host::new(name, HostSpec::default());
+            host.spec.addresses.storage = Some(address.into());
+            world.hosts.insert(name.into(), Arc::new(host));
+        }
+        let spec = "{mountPath: /srv/vms, nfs: {server: 10.0.0.9, export: /x, servedBy: s1}}";
+        let storage = SharedStorage::new("vms", serde_yaml::from_str(spec).unwrap());
+        world.storages.insert("vms".into(), Arc::new(storage));
+        let mut agent = HostAgent::new("agent", HostAgentSpec::default());
+        agent.status = Some(HostAgentStatus { boot_id: reported.into(), ..Default::default() });
+        world.agents.insert("h1".into(), Arc::new(agent));
+        if let Some(status) = fence {
+            let spec = HostFenceSpec {
+                host: "h1".into(),
+                host_uid: "uid-1".into(),
+                boot_id: "dead".into(),
+                reason: String::new(),
+                confirmation: None,
+            };
+            let mut fence = HostFence::new("f", spec);
+            fence.status = Some(status);
+            world.fences.insert("f".into(), Arc::new(fence));
+        }
+        world
+    }
+
+    fn proven(denied: &[&str]) -> HostFenceStatus {
+        HostFenceStatus {
+            proof: Some(ProofKind::Power),
+            denied: denied.iter().map(ToString::to_string).collect(),
+            ..HostFenceStatus::default()
+        }
+    }
+
+    /// Addresses, whether h1's boot is denied, whether its locks are to be broken.
+    fn told(world: &World) -> (Vec<String>, bool, bool) {
+        let exports = of_host(world, "s1");
+        assert!(of_host(world, "h2").is_empty());
+        let [export] = &exports[..] else { panic!("{exports:?}") };
+        let addresses = export.clients.iter().map(|client| client.address.clone()).collect();
+        (addresses, !export.denied.is_empty(), !export.broken.is_empty())
+    }
+
+    #[test]
+    fn every_host_is_named_by_its_address_and_the_server_is_no_client_of_its_own() {
+        let all = vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()];
+        assert_eq!(told(&world("alive", None)), (all, false, false));
+    }
+
+    #[test]
+    fn a_boot_proven_dead_is_left_out_and_its_locks_wait_until_that_is_acknowledged() {
+        let others = vec!["10.0.0.2".to_owned()];
+        assert_eq!(told(&world("dead", Some(proven(&[])))), (others.clone(), true, false));
+        assert_eq!(told(&world("dead", Some(proven(&["vms"])))), (others, true, true));
+    }
+
+    #[test]
+    fn a_host_whose_agent_object_is_gone_stays_denied() {
+        assert_eq!(told(&world("", Some(proven(&["vms"])))).0, ["10.0.0.2"]);
+    }
+
+    #[test]
+    fn its_next_boot_is_admitted_and_so_is_one_that_nothing_denies_any_more() {
+        assert_eq!(told(&world("next", Some(proven(&["vms"])))).0.len(), 2);
+        let revoked = HostFenceStatus { revoked: Some("it beats".into()), ..proven(&[]) };
+        assert_eq!(
+            told(&world("dead", Some(revoked.clone()))),
+            (vec!["10.0.0.1".into(), "10.0.0.2".into()], false, false)
+        );
+        // Something was placed in its name: it is kept out, and nothing more is broken.
+        let kept = HostFenceStatus { denied: vec!["vms".into()], ..revoked };
+        assert_eq!(told(&world("dead", Some(kept))), (vec!["10.0.0.2".into()], true, false));
+    }
+}
