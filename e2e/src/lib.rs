@@ -2,5 +2,6 @@
 
 pub mod bmc;
 pub mod control_plane;
+pub mod lab;
 pub mod local_hosts;
 pub mod play;

@@ -9,8 +9,8 @@
 
 mod guest;
 mod libvirtd;
-mod namespace;
-mod power;
+pub(crate) mod namespace;
+pub(crate) mod power;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};

@@ -51,7 +51,7 @@ impl ProcessId {
 
 /// One first program with the namespaces it lives in.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub(crate) struct Namespace {
     /// Held open for the life of the program, which ends at its end of file.
     lifeline: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
@@ -66,12 +66,12 @@ pub(super) struct Namespace {
 
 impl Namespace {
     /// Starts a shell script inside a network namespace of its own, and nothing else.
-    pub(super) fn network(script: &str, log: &Path) -> io::Result<Self> {
+    pub(crate) fn network(script: &str, log: &Path) -> io::Result<Self> {
         Self::spawn(&["--net"], &["sh", "-c", script], log, false)
     }
 
     /// Starts a shell script under an init inside namespaces for everything that makes a host.
-    pub(super) fn host(script: &[&str], log: &Path) -> io::Result<Self> {
+    pub(crate) fn host(script: &[&str], log: &Path) -> io::Result<Self> {
         let unshare = [
             "--mount",
             "--propagation=private",
@@ -121,7 +121,7 @@ impl Namespace {
     }
 
     /// Waits for a line that the first program prints.
-    pub(super) fn expect(&mut self, line: &str) -> io::Result<()> {
+    pub(crate) fn expect(&mut self, line: &str) -> io::Result<()> {
         let mut got = String::new();
         self.output.read_line(&mut got)?;
         if got.trim() == line {
@@ -131,7 +131,7 @@ impl Namespace {
     }
 
     /// Writes a line to the first program's standard input.
-    pub(super) fn tell(&mut self, line: &str) -> io::Result<()> {
+    pub(crate) fn tell(&mut self, line: &str) -> io::Result<()> {
         match &mut self.lifeline {
             Some(pipe) => writeln!(pipe, "{line}"),
             None => Err(io::Error::other("the namespace has been ended")),
@@ -139,23 +139,23 @@ impl Namespace {
     }
 
     /// The first process inside, numbered as outside.
-    pub(super) fn init(&self) -> &ProcessId {
+    pub(crate) fn init(&self) -> &ProcessId {
         &self.inner_id
     }
 
     /// All processes that must be gone for this namespace to be gone.
-    pub(super) fn recorded(&self) -> Vec<ProcessId> {
+    pub(crate) fn recorded(&self) -> Vec<ProcessId> {
         vec![self.outer_id.clone(), self.inner_id.clone()]
     }
 
     /// Processes inside, numbered as outside, with their command names.
-    pub(super) fn processes(&self) -> Vec<(ProcessId, String)> {
+    pub(crate) fn processes(&self) -> Vec<(ProcessId, String)> {
         let Some(namespace) = &self.pids else { return Vec::new() };
         processes_in(namespace)
     }
 
     /// A command that runs `program` inside. It dies with its own `nsenter`, never alone.
-    pub(super) fn enter(&self, program: &str, network: bool) -> Command {
+    pub(crate) fn enter(&self, program: &str, network: bool) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.inner_id.pid.to_string());
         command.args(["--mount", "--uts", "--pid"]);
@@ -169,7 +169,7 @@ impl Namespace {
     /// Kills everything inside at once, as a power cut does, and waits until it is gone.
     ///
     /// Killing the first process of a process namespace makes the kernel kill all others.
-    pub(super) fn kill(&mut self) -> io::Result<()> {
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
         self.lifeline = None;
         self.inner_id.signal(Signal::KILL)?;
         // `unshare` reaps its child and follows it; killed first, it would leave a zombie.
@@ -207,13 +207,13 @@ fn processes_in(namespace: &Path) -> Vec<(ProcessId, String)> {
 }
 
 /// The first child of a process.
-pub(super) fn child_of(pid: i32) -> Option<i32> {
+pub(crate) fn child_of(pid: i32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
 
 /// Kills what a former owner left behind, only what is provably that, and waits for its end.
-pub(super) fn kill_recorded(recorded: &[ProcessId]) -> io::Result<()> {
+pub(crate) fn kill_recorded(recorded: &[ProcessId]) -> io::Result<()> {
     // What lost its owner ends by itself, and is then reaped by who made it.
     wait_until(Duration::from_secs(2), || recorded.iter().all(|process| !process.lives()));
     let mut namespaces = Vec::new();
@@ -234,7 +234,7 @@ pub(super) fn kill_recorded(recorded: &[ProcessId]) -> io::Result<()> {
 }
 
 /// Polls until `done` or the time is over; returns whether it was done.
-pub(super) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     const PAUSE: Duration = Duration::from_millis(10);
     let mut waited = Duration::ZERO;
     while !done() {

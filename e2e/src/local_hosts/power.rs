@@ -42,7 +42,7 @@ esac
 "#;
 
 /// Starts a host's BMC; `folder` is the host's own.
-pub(super) fn bmc(name: &str, folder: &Path) -> io::Result<Bmc> {
+pub(crate) fn bmc(name: &str, folder: &Path) -> io::Result<Bmc> {
     let switch = folder.join("switch.sh");
     executable(&switch, SWITCH)?;
     let words = [switch.to_string_lossy(), folder.to_string_lossy()];
@@ -50,7 +50,7 @@ pub(super) fn bmc(name: &str, folder: &Path) -> io::Result<Bmc> {
 }
 
 /// Notes the first process of a host that has just been given power.
-pub(super) fn note(folder: &Path, init: &ProcessId) -> io::Result<()> {
+pub(crate) fn note(folder: &Path, init: &ProcessId) -> io::Result<()> {
     match fs::remove_file(folder.join(WANTED)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -61,6 +61,6 @@ pub(super) fn note(folder: &Path, init: &ProcessId) -> io::Result<()> {
 }
 
 /// Whether power was asked for.
-pub(super) fn is_wanted(folder: &Path) -> bool {
+pub(crate) fn is_wanted(folder: &Path) -> bool {
     folder.join(WANTED).exists()
 }

@@ -1,0 +1,214 @@
+//! A whole Stockade on the lab: control plane and controller on this machine, the packaged agent as
+//! a systemd unit on every machine of the lab.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kube::Client;
+
+use super::{Lab, LabError, Machine, step};
+use crate::bmc::LOGIN;
+use crate::control_plane::{ControlPlane, Options, SYSTEM_NAMESPACE};
+use crate::play::{Program, Programs};
+
+/// A running Stockade; dropping it ends and removes all of it.
+pub struct Cluster {
+    // Fields drop in this order: the controller, the machines, the control plane.
+    controller: Program,
+    lab: Lab,
+    plane: ControlPlane,
+    client: Client,
+}
+
+impl Cluster {
+    /// Starts a control plane with the charts, the controller, and the agent on every machine of
+    /// the lab. Nothing is declared yet.
+    ///
+    /// # Errors
+    /// What could not be started; nothing of it is left then.
+    pub async fn start(lab: Lab, say: &dyn Fn(&str)) -> Result<Self, LabError> {
+        let programs = Programs::find()?;
+        let options = Options { controller_manager: false, audit: true, ..Options::default() };
+        let plane = ControlPlane::start(options).await?;
+        plane.install_charts().await?;
+        say(&format!("control plane at {} with the charts", plane.server()));
+        let kubeconfig =
+            plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
+        // It goes with us, whatever way we end.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&programs.stockade)
+            .arg("controller")
+            .env("KUBECONFIG", kubeconfig)
+            .env("RUST_LOG", "info");
+        let controller =
+            Program::start("controller", lab.folder().join("controller.log"), command)?;
+        let client = plane.setup_client().await?;
+        let this = Self { controller, lab, plane, client };
+        let package = this.package(&programs)?;
+        std::thread::scope(|scope| {
+            let installs: Vec<_> = this
+                .lab
+                .machines()
+                .iter()
+                .map(|machine| scope.spawn(|| this.install(machine, &package)))
+                .collect();
+            installs.into_iter().try_for_each(|install| {
+                let ended = std::io::Error::other("the thread ended");
+                install.join().unwrap_or_else(|_| Err(step("installing the agent")(ended)))
+            })
+        })?;
+        say("the agent is installed and runs on every machine");
+        Ok(this)
+    }
+
+    /// The machines.
+    #[must_use]
+    pub const fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The control plane.
+    #[must_use]
+    pub const fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    /// A client with the rights of the one who installs.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The controller's log.
+    #[must_use]
+    pub fn controller_log(&self) -> PathBuf {
+        self.controller.log().to_owned()
+    }
+
+    /// The fence devices of the lab's hypervisor hosts and their secrets, as a person would
+    /// declare them: a BMC each, named `bmc-<host>`.
+    #[must_use]
+    pub fn fence_devices(&self) -> String {
+        let mut text = String::new();
+        for machine in self.lab.machines() {
+            let (name, bmc) = (machine.name(), machine.bmc());
+            let _ = write!(
+                text,
+                "---\napiVersion: v1\nkind: Secret\n\
+                 metadata: {{name: bmc-{name}, namespace: {SYSTEM_NAMESPACE}}}\n\
+                 stringData: {{username: {LOGIN}, password: \"{}\"}}\n\
+                 ---\napiVersion: stockade.dev/v1alpha1\nkind: FenceDevice\n\
+                 metadata: {{name: bmc-{name}}}\nspec:\n  agent: fence_ipmilan\n  \
+                 parameters: {{ip: 127.0.0.1, ipport: \"{}\", lanplus: \"1\", cipher: \"3\", \
+                 power_wait: \"0\"}}\n  \
+                 plugs: {{{name}: \"1\"}}\n  secret: bmc-{name}\n",
+                bmc.password(),
+                bmc.port()
+            );
+        }
+        text
+    }
+
+    /// Packs the agent as its users get it.
+    fn package(&self, programs: &Programs) -> Result<Vec<u8>, LabError> {
+        let failed = || step("packing the agent");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../operator/packaging/build-deb");
+        let built = programs.agent.parent().unwrap_or(&programs.agent);
+        let output = Command::new(script)
+            .arg(built)
+            .arg(self.lab.folder())
+            .stdin(Stdio::null())
+            .output()
+            .map_err(failed())?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(failed()(std::io::Error::other(said)));
+        }
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        std::fs::read(path).map_err(failed())
+    }
+
+    /// Installs the agent on a machine as a person would: its package, its identity, its settings.
+    fn install(&self, machine: &Machine, package: &[u8]) -> Result<(), LabError> {
+        let name = machine.name();
+        let kubeconfig = self.host_kubeconfig(name)?;
+        machine.write("/etc/stockade/agent.kubeconfig", kubeconfig.as_bytes())?;
+        // The guests are nested: /dev/kvm of an emulated machine works, and needs no --emulated.
+        machine.write("/etc/default/stockade-agent.lab", b"RUST_LOG=info\n")?;
+        machine.write("/root/stockade-agent.deb", package)?;
+        machine
+            .try_sh("dpkg --install --force-confdef /root/stockade-agent.deb", INSTALL_LIMIT)
+            .and_then(|said| {
+                if said.ok {
+                    return Ok(());
+                }
+                Err(LabError::Command {
+                    name: name.to_owned(),
+                    command: "dpkg --install".to_owned(),
+                    said: said.err,
+                })
+            })
+    }
+
+    /// The identity of one host's agent, for the address that the lab knows the server by.
+    fn host_kubeconfig(&self, host: &str) -> Result<String, LabError> {
+        let failed = || step(format!("writing the kubeconfig of {host}"));
+        let user = format!("stockade:host:{host}");
+        let path = self.plane.kubeconfig(&user, &["stockade:hosts"])?;
+        let text = std::fs::read_to_string(path).map_err(failed())?;
+        let server = self.plane.server();
+        let port = server.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.ok_or_else(|| failed()(std::io::Error::other("the server has no port")))?;
+        let forwarded = self.lab.forward(port)?;
+        let mut config: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| failed()(std::io::Error::other(error)))?;
+        // A machine of the lab sees no file of ours: what the file names goes into it.
+        for (section, part, names) in [
+            ("clusters", "cluster", &["certificate-authority"][..]),
+            ("users", "user", &["client-certificate", "client-key"]),
+        ] {
+            let Some(fields) = config[section][0][part].as_object_mut() else { continue };
+            for name in names {
+                let path = fields.remove(*name).unwrap_or_default();
+                let content = std::fs::read(path.as_str().unwrap_or_default()).map_err(failed())?;
+                let content = serde_json::json!(k8s_openapi::ByteString(content));
+                fields.insert(format!("{name}-data"), content);
+            }
+        }
+        let cluster = &mut config["clusters"][0]["cluster"];
+        cluster["server"] = format!("https://{forwarded}").into();
+        // The server's certificate names the loopback.
+        cluster["tls-server-name"] = "127.0.0.1".into();
+        Ok(config.to_string())
+    }
+
+    /// What a person needs who asks why something did not happen: objects and logs.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        let kinds = "virtualmachines,domains,hosts,hostagents,hostfences,fencedevices,\
+                     sharedstorages,lockmanagers,events";
+        let objects = self
+            .plane
+            .kubectl(&["get", kinds, "--all-namespaces", "-o", "yaml"])
+            .unwrap_or_else(|error| error.to_string());
+        let mut text = format!(
+            "--- objects\n{objects}\n--- controller\n{}\n",
+            crate::play::tail(self.controller.log(), 60)
+        );
+        for machine in self.lab.machines() {
+            let script = "journalctl --no-pager -n 60 -u stockade-agent -u libvirtd \
+                          -u nfs-server -u virtlockd; findmnt -t nfs4; dmesg | tail -n 15";
+            let said = machine.try_sh(script, Duration::from_secs(60));
+            let said = said.map_or_else(|error| error.to_string(), |said| said.out);
+            let _ = writeln!(text, "--- {}\n{said}", machine.name());
+        }
+        text
+    }
+}
+
+/// How long the package may take to install on an emulated machine.
+const INSTALL_LIMIT: Duration = Duration::from_secs(300);
