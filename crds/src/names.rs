@@ -22,6 +22,10 @@ pub const ADOPT: &str = "adopt";
 pub const CAUSE_LABEL: &str = "stockade.dev/cause";
 /// Label on a move that was ordered because a member of the VM's group moves: that move's name.
 pub const LEADER_LABEL: &str = "stockade.dev/leader";
+/// Organisation in the certificates that libvirt's own connections show in live moves.
+pub const MOVE_CONTROL: &str = "stockade-control";
+/// Organisation in the certificates that QEMUs show when memory moves.
+pub const MOVE_MEMORY: &str = "stockade-memory";
 /// Name of the heartbeat Lease and of the HostAgent in a host's namespace.
 pub const AGENT_OBJECT: &str = "agent";
 /// Annotation of the heartbeat Lease: the storage beats that this host sees, as JSON.

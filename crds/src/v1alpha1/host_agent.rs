@@ -54,6 +54,43 @@ pub struct HostAgentSpec {
     /// The API's history as of the last certificate or placement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
+    /// What the host shows its peers in live moves; absent until it is signed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MoveIdentity>,
+}
+
+/// What a host shows its peers in live moves, as the controller's authority signed it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MoveIdentity {
+    /// The requests that were answered.
+    pub requests: MoveRequests,
+    /// Names and addresses that the certificates hold.
+    #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
+    pub names: Vec<String>,
+    /// Certificate of libvirt's own connections, PEM.
+    #[schemars(length(max = 8192))]
+    pub control: String,
+    /// Certificate that QEMUs show, PEM.
+    #[schemars(length(max = 8192))]
+    pub memory: String,
+    /// The authority whose certificates are believed, PEM.
+    #[schemars(length(max = 8192))]
+    pub authority: String,
+    /// When both are signed anew: seconds since the Unix epoch.
+    pub renew_at_seconds: i64,
+}
+
+/// Requests for a host's certificates, over keys that never leave it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MoveRequests {
+    /// For libvirt's own connections, PEM.
+    #[schemars(length(max = 4096))]
+    pub control: String,
+    /// For QEMUs, PEM.
+    #[schemars(length(max = 4096))]
+    pub memory: String,
 }
 
 /// A storage as an agent mounts it.
@@ -216,6 +253,11 @@ pub struct HostAgentStatus {
     /// Highest lineage journalled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
+    /// What the authority for live moves is asked to sign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub move_requests: Option<MoveRequests>,
+    /// What was signed is in force: live moves may come and go.
+    pub moves_ready: bool,
     /// Trouble that a person should mend, a sentence each.
     #[schemars(length(max = 32))]
     pub problems: Vec<String>,

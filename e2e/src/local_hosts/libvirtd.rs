@@ -50,6 +50,18 @@ echo started
 exec cat >/dev/null
 "#;
 
+/// Restarts the daemon: called inside the host, maybe with another network than the host's own.
+const RESTART: &str = r#"#!/bin/sh
+pid=$(cat /run/libvirtd.pid 2>/dev/null)
+[ -z "$pid" ] || kill "$pid" 2>/dev/null
+tries=0
+while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 400 ]; do
+    sleep 0.05
+    tries=$((tries + 1))
+done
+exec nsenter --target 1 --net -- libvirtd --listen --daemon </dev/null
+"#;
+
 /// Writes what must be there before a host's first boot.
 pub(super) fn prepare(layout: &Layout, index: usize) -> Result<(), LocalHostsError> {
     let root = layout.host(index);
@@ -60,6 +72,9 @@ pub(super) fn prepare(layout: &Layout, index: usize) -> Result<(), LocalHostsErr
     let uuid = layout.uuid(index);
     let write = |path: PathBuf, text: String| fs::write(&path, text).map_err(at(&path));
     write(root.join("init.sh"), INIT.to_owned())?;
+    let restart = root.join("restart-libvirtd");
+    write(restart.clone(), RESTART.to_owned())?;
+    fs::set_permissions(&restart, fs::Permissions::from_mode(0o755)).map_err(at(&restart))?;
     // libvirt calls hooks only if it found one when it started; this one lets all pass.
     let hooks = root.join("etc/libvirt/hooks/qemu.d");
     fs::create_dir_all(&hooks).map_err(at(&hooks))?;

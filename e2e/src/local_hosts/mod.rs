@@ -422,6 +422,12 @@ impl LocalHost {
         self.wait_for_libvirtd()
     }
 
+    /// A program that restarts libvirtd, to be run on the host.
+    #[must_use]
+    pub fn restart_program(&self) -> PathBuf {
+        self.dir().join("restart-libvirtd")
+    }
+
     /// Starts libvirtd again on a host where it was killed, and waits until it answers.
     pub fn start_libvirtd(&self) -> Result<(), LocalHostsError> {
         let mut command = self.command("libvirtd", Network::Host)?;

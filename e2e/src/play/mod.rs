@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 
 pub use self::program::{Program, Programs, tail};
 pub use self::simulated::Simulated;
-pub use self::tour::tour;
+pub use self::tour::{moves, tour};
 use crate::bmc::{Bmc, LOGIN};
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
 use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId, Signal};
@@ -330,7 +330,8 @@ impl Cluster {
         // have a /dev/kvm that QEMU dies of.
         let mut command = self.host(name)?.command(&program, Network::Machine)?;
         command
-            .args(["run", "--emulated", "--insecure-migration", "--host", name])
+            .args(["run", "--emulated", "--host", name, "--restart-libvirt"])
+            .arg(self.host(name)?.restart_program())
             .env("KUBECONFIG", kubeconfig)
             .env("RUST_LOG", "info");
         let log = self.folder.path().join(format!("agent-{name}.log"));

@@ -10,8 +10,8 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use stockade_crds::names::REQUEST_ANNOTATION;
 use stockade_crds::v1alpha1::{
-    Domain, MigrationOutcome, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
-    VmState,
+    Domain, Host, MigrationOutcome, VirtualMachine, VirtualMachineMigration,
+    VirtualMachineMigrationSpec, VmState,
 };
 use stockade_host::ports::{OwnerRecord, RecordState};
 
@@ -44,13 +44,12 @@ pub(super) struct Tour<'a> {
 /// # Errors
 /// The first thing that did not happen, or that must not have.
 pub async fn tour(cluster: &mut Cluster, log: &Log) -> Result<(), PlayError> {
-    let vms = Api::namespaced(cluster.client(), NAMESPACE);
-    let disk = cluster.shared().join(NAMESPACE).join(format!("{VM}.raw"));
-    let mut tour = Tour { cluster, log, vms, disk };
+    let mut tour = Tour::new(cluster, log);
     let seen = tour.runs().await?;
     let seen = tour.change_waits_for_a_restart(&seen).await?;
     tour.agent_comes_back(&seen).await?;
-    let seen = tour.moves_live(seen).await?;
+    let seen = tour.moves_live(seen, 2).await?;
+    let seen = tour.drained(seen).await?;
     let seen = tour.crash_is_mended(&seen).await?;
     let seen = tour.power_cut_is_survived(seen).await?;
     let seen = tour.silence_is_survived(seen).await?;
@@ -58,7 +57,26 @@ pub async fn tour(cluster: &mut Cluster, log: &Log) -> Result<(), PlayError> {
     tour.leaves_its_disk(&seen).await
 }
 
-impl Tour<'_> {
+/// Moves one VM live back and forth, `count` times; its guest must never miss a beat or boot anew.
+/// The hosts must be Ready.
+///
+/// # Errors
+/// As [`tour`].
+pub async fn moves(cluster: &mut Cluster, log: &Log, count: usize) -> Result<(), PlayError> {
+    let tour = Tour::new(cluster, log);
+    let seen = tour.runs().await?;
+    let seen = tour.moves_live(seen, count).await?;
+    tour.halts(&seen).await?;
+    tour.leaves_its_disk(&seen).await
+}
+
+impl<'a> Tour<'a> {
+    fn new(cluster: &'a mut Cluster, log: &'a Log) -> Self {
+        let vms = Api::namespaced(cluster.client(), NAMESPACE);
+        let disk = cluster.shared().join(NAMESPACE).join(format!("{VM}.raw"));
+        Self { cluster, log, vms, disk }
+    }
+
     async fn runs(&self) -> Result<Seen, PlayError> {
         let folder = self.disk.parent().unwrap_or(&self.disk);
         let made = std::fs::create_dir_all(folder).and_then(|()| write_guest_disk(&self.disk));
@@ -122,12 +140,13 @@ impl Tour<'_> {
         Ok(())
     }
 
-    /// Moves it live to another host and back; its guest writes on and never boots anew.
-    async fn moves_live(&self, mut seen: Seen) -> Result<Seen, PlayError> {
+    /// Moves it live to another host and back, `count` times in all; its guest writes on and never
+    /// boots anew.
+    async fn moves_live(&self, mut seen: Seen, count: usize) -> Result<Seen, PlayError> {
         let home = seen.host.clone();
         let names: Vec<String> = self.cluster.hosts().iter().map(LocalHost::name).collect();
         let away = names.into_iter().find(|name| *name != home).unwrap_or_default();
-        for to in [&away, &home] {
+        for to in [&away, &home].into_iter().cycle().take(count) {
             seen = self.moves_to(&seen, to).await?;
         }
         Ok(seen)
@@ -157,6 +176,20 @@ impl Tour<'_> {
                 }
             })
             .await?;
+        let (next, now) = self.moved(seen, before).await?;
+        if next.host != to {
+            return Err(PlayError::Wrong(format!("it runs on {}, not on {to}", next.host)));
+        }
+        self.log.say(format!(
+            "moved live from {} to {to} (epoch {}): its guest counts on, {before} to {now}",
+            seen.host, next.epoch
+        ));
+        Ok(next)
+    }
+
+    /// The VM after a live move, and its guest's counter: one QEMU, that of the host that the
+    /// status names, and a guest that went on.
+    async fn moved(&self, seen: &Seen, before: u64) -> Result<(Seen, u64), PlayError> {
         self.grows().await?;
         let vm = self.vm().await.map_err(PlayError::Wrong)?;
         let status = vm.status.unwrap_or_default();
@@ -166,17 +199,51 @@ impl Tour<'_> {
         };
         let boots = self.boots()?;
         let now = guest_counter(&self.disk).map_err(PlayError::io("read the guest's disk"))?;
-        if host != to || status.host.as_deref() != Some(to) || boots != seen.boots || now <= before
-        {
+        if status.host.as_ref() != Some(host) || boots != seen.boots || now <= before {
             return Err(PlayError::Wrong(format!(
                 "it runs on {host}, booted {boots} times, counts {now} after {before}"
             )));
         }
+        let next = Seen { host: host.clone(), epoch: status.epoch, qemu: qemu.clone(), boots };
+        Ok((next, now))
+    }
+
+    /// Empties its host: it moves live, and comes back nowhere by itself.
+    async fn drained(&self, seen: Seen) -> Result<Seen, PlayError> {
+        let before = guest_counter(&self.disk).map_err(PlayError::io("read the guest's disk"))?;
+        self.set_mode(&seen.host, "Maintenance").await?;
+        let hosts: Api<Host> = Api::all(self.cluster.client());
+        self.cluster
+            .until(&format!("{} is drained", seen.host), async || {
+                let host = hosts.get(&seen.host).await.map_err(|error| error.to_string())?;
+                let conditions = host.status.map(|s| s.conditions).unwrap_or_default();
+                let drained = conditions.into_iter().find(|c| c.type_ == "Drained");
+                match drained {
+                    Some(c) if c.status == "True" => Ok(()),
+                    other => Err(format!("{:?}", other.map(|c| c.message))),
+                }
+            })
+            .await?;
+        let (next, now) = self.moved(&seen, before).await?;
+        if next.host == seen.host {
+            return Err(PlayError::Wrong(format!("it is still on {}", seen.host)));
+        }
         self.log.say(format!(
-            "moved live from {} to {to} (epoch {}): its guest counts on, {before} to {now}",
-            seen.host, status.epoch
+            "{} is drained: its VM moved live to {} (epoch {}), its guest counts on, {before} to \
+             {now}",
+            seen.host, next.host, next.epoch
         ));
-        Ok(Seen { host: host.clone(), epoch: status.epoch, qemu: qemu.clone(), boots })
+        self.set_mode(&seen.host, "Active").await?;
+        self.cluster.wait_ready().await?;
+        self.untouched(&next, "the end of a drain").await?;
+        Ok(next)
+    }
+
+    async fn set_mode(&self, host: &str, mode: &str) -> Result<(), PlayError> {
+        let hosts: Api<Host> = Api::all(self.cluster.client());
+        let patch = Patch::Merge(json!({"spec": {"mode": mode}}));
+        let answer = hosts.patch(host, &PatchParams::default(), &patch).await;
+        answer.map(drop).map_err(PlayError::api(format!("put {host} into mode {mode}")))
     }
 
     async fn crash_is_mended(&self, seen: &Seen) -> Result<Seen, PlayError> {

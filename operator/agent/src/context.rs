@@ -8,7 +8,7 @@ use std::time::Duration;
 use kube::{Api, Client};
 use stockade_crds::names::host_namespace;
 use stockade_crds::v1alpha1::{
-    Domain, ExportReport, HostAgent, HostAgentSpec, SelfFence, StorageReport,
+    Domain, ExportReport, HostAgent, HostAgentSpec, MoveRequests, SelfFence, StorageReport,
 };
 use stockade_host::ports::{AgentPorts, Beat, MachineFacts};
 use stockade_host::{HostError, HostResult};
@@ -45,6 +45,10 @@ pub(crate) struct Context {
     pub(crate) armed: Mutex<Option<SelfFence>>,
     /// Measured use by VM uid.
     pub(crate) usage: Mutex<BTreeMap<String, (i64, i64)>>,
+    /// What the authority for live moves is asked to sign.
+    pub(crate) move_requests: Mutex<Option<MoveRequests>>,
+    /// What it signed last is in force.
+    pub(crate) moves_ready: Mutex<bool>,
     /// When the last acknowledged renewal was sent.
     pub(crate) renewed: Mutex<u64>,
     /// Something changed that a round should look at.
@@ -77,6 +81,8 @@ impl Context {
             beats: Mutex::default(),
             armed: Mutex::default(),
             usage: Mutex::default(),
+            move_requests: Mutex::default(),
+            moves_ready: Mutex::default(),
             renewed,
             wake: Notify::new(),
             api_back: Notify::new(),

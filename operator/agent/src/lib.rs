@@ -5,6 +5,7 @@
 //! events ──┼─► reconcile: observe ─► decide ┤
 //! timer ───┘                              └─► report ─► Domain.status, HostAgent.status
 //! heartbeat ─► Lease          storages ─► mounts, beats seen          exports ─► what is served
+//! identity ─► certificates
 //! ```
 //!
 //! All decisions are [`stockade_core::agent`]'s. Dropping [`run`] at any await point is
@@ -16,6 +17,7 @@ mod context;
 mod error;
 mod exports;
 mod heartbeat;
+mod identity;
 mod journal;
 mod observe;
 mod reconcile;
@@ -68,6 +70,7 @@ pub async fn run(
     tasks.spawn(heartbeat::run(Arc::clone(&context)));
     tasks.spawn(storages::run(Arc::clone(&context)));
     tasks.spawn(exports::run(Arc::clone(&context)));
+    tasks.spawn(identity::run(Arc::clone(&context)));
     tokio::select! {
         biased;
         () = &mut shutdown => {}

@@ -724,6 +724,8 @@ impl Loop {
             going_down: self.context.ports.machine.going_down(),
             down: self.said_down() || (self.going_down_since.is_some() && nothing_runs(o)),
             lineage: last.lineage.clone(),
+            move_requests: locked(&self.context.move_requests).clone(),
+            moves_ready: *locked(&self.context.moves_ready),
             problems,
         };
         if last.report == 0 || last.boot_id != status.boot_id || last.inventory != status.inventory

@@ -12,7 +12,7 @@ use crate::context::{Context, request};
 /// Optional fields of a status: left out when absent, so they are cleared by name.
 const DOMAIN_OPTIONAL: [&str; 4] = ["end", "lock", "reset", "migration"];
 /// The same for a host.
-const HOST_OPTIONAL: [&str; 4] = ["lock", "selfFence", "goingDown", "lineage"];
+const HOST_OPTIONAL: [&str; 5] = ["lock", "selfFence", "goingDown", "lineage", "moveRequests"];
 
 /// Statuses to write.
 #[derive(Debug, Default)]

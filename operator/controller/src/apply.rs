@@ -25,7 +25,7 @@ use stockade_crds::v1alpha1::{
 use crate::cache::Change;
 use crate::context::{Shared, request};
 use crate::watch::chain;
-use crate::{ControllerError, events, fencing, update_status};
+use crate::{ControllerError, authority, events, fencing, update_status};
 
 /// Writes under way at once. Intents of one plan concern different objects.
 const AT_ONCE: usize = 16;
@@ -75,6 +75,10 @@ async fn one(
                 }
             };
             Ok(vec![Change::HostAgent(Event::Apply(answer))])
+        }
+        Intent::SignIdentity { host, requests, names } => {
+            authority::sign(shared, host, requests, names).await?;
+            Ok(Vec::new())
         }
         Intent::AddFinalizer { vm, basis } => finalizer(shared, vm, basis, true).await,
         Intent::RemoveFinalizer { vm, basis } => finalizer(shared, vm, basis, false).await,

@@ -1,11 +1,12 @@
 //! What every part of the controller shares.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
 use stockade_core::world::{FenceRecord, Guards, Millis, ServerCalls};
+use stockade_crds::v1alpha1::MoveIdentity;
 use stockade_host::ports::{Clock, FenceRunner, StorageServer};
 use tokio::sync::Notify;
 
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) fence_log: Mutex<VecDeque<FenceRecord>>,
     pub(crate) server: Mutex<ServerCalls>,
     pub(crate) fence_done: Notify,
+    /// What was signed for hosts, until their HostAgents say so.
+    pub(crate) identities: Mutex<BTreeMap<String, MoveIdentity>>,
 }
 
 impl Shared {
@@ -58,6 +61,7 @@ impl Shared {
             fence_log: Mutex::new(VecDeque::new()),
             server: Mutex::new(ServerCalls::default()),
             fence_done: Notify::new(),
+            identities: Mutex::default(),
         }
     }
 

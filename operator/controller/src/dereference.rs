@@ -72,6 +72,8 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
             .tolerates
             .filter(|(_, at)| now.saturating_sub(*at) < COUNT_AGAIN_MILLIS)
             .map(|(n, _)| n),
+        wall_seconds: shared.context.clock.wall_millis() / 1000,
+        identities: locked(&shared.identities).clone(),
         guards: shared.context.guards,
     }
 }

@@ -14,6 +14,18 @@ pub enum ControllerError {
         #[source]
         source: kube::Error,
     },
+    /// A certificate can't be made.
+    #[error("signing for {host} failed")]
+    Certificate {
+        /// The host.
+        host: String,
+        /// Why.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// The authority for live moves can't be used; the sentence says what to do.
+    #[error("{0}")]
+    Authority(String),
     /// A request was not answered in time; it may have been carried out.
     #[error("{what} was not answered in time")]
     TimedOut {
@@ -30,7 +42,10 @@ impl ControllerError {
             Self::Api { source: kube::Error::Api(status), .. } => {
                 status.is_conflict() || status.is_already_exists() || status.is_not_found()
             }
-            Self::Api { .. } | Self::TimedOut { .. } => false,
+            Self::Api { .. }
+            | Self::TimedOut { .. }
+            | Self::Certificate { .. }
+            | Self::Authority(_) => false,
         }
     }
 }

@@ -7,9 +7,10 @@
 //! ```
 //! One planner loop on a world that the watches keep up to date: placement and
 //! fencing are decisions about the whole, so no kind has a reconciler of its own.
-//! Only [`apply`], `update_status`, `leader` and `events` write.
+//! Only [`apply`], `authority`, `update_status`, `leader` and `events` write.
 
 mod apply;
+mod authority;
 mod cache;
 mod context;
 mod dereference;

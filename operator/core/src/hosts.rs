@@ -12,6 +12,7 @@ use stockade_crds::v1alpha1::{
     LockManagerStatus, SharedStorage, SharedStorageStatus, StorageKind,
 };
 
+use crate::certificates::identity;
 use crate::ha::brake::Brake;
 use crate::ha::host_state::HostFacts;
 use crate::plan::{Intent, Plan, Report};
@@ -186,6 +187,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         shutdown_limit_seconds: policy.host_shutdown_limit_seconds,
         dead_boots,
         lineage: None,
+        migration: identity(world, facts, host, agent.map(AsRef::as_ref), out),
     };
     if agent.is_none_or(|a| a.spec != spec) {
         out.intents.push(Intent::WriteHostAgent {

@@ -10,6 +10,7 @@
 //! decision can be replayed from a log and tried a thousand times a second.
 
 pub mod agent;
+mod certificates;
 pub mod exports;
 pub mod gate;
 pub mod ha;

@@ -3,8 +3,9 @@
 use stockade_crds::conditions::Decided;
 use stockade_crds::v1alpha1::{
     AvailabilityPolicyStatus, DomainSpec, FenceAction, FenceDeviceStatus, HostAgentSpec,
-    HostFenceSpec, HostFenceStatus, HostStatus, LockManagerStatus, SharedStorageStatus,
-    VirtualMachineMigrationSpec, VirtualMachineMigrationStatus, VirtualMachineStatus,
+    HostFenceSpec, HostFenceStatus, HostStatus, LockManagerStatus, MoveRequests,
+    SharedStorageStatus, VirtualMachineMigrationSpec, VirtualMachineMigrationStatus,
+    VirtualMachineStatus,
 };
 
 use crate::world::{Key, Millis};
@@ -67,6 +68,15 @@ pub enum Intent {
         spec: HostAgentSpec,
         /// The version it replaces; `None`: it is created.
         replaces: Option<Basis>,
+    },
+    /// Signs what a host shows its peers in live moves.
+    SignIdentity {
+        /// The host.
+        host: String,
+        /// Over its own keys.
+        requests: MoveRequests,
+        /// Names and addresses that the certificates are to hold.
+        names: Vec<String>,
     },
     /// Keeps a VM until its last epoch is settled.
     AddFinalizer {

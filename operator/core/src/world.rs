@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stockade_crds::v1alpha1::{
     AvailabilityPolicy, AvailabilityPolicySpec, Domain, FenceAction, FenceDevice, Host, HostAgent,
-    HostFence, LockManager, SharedStorage, VirtualMachine, VirtualMachineMigration,
+    HostFence, LockManager, MoveIdentity, SharedStorage, VirtualMachine, VirtualMachineMigration,
 };
 
 use crate::ha::evidence::Lives;
@@ -151,6 +151,10 @@ pub struct World {
     /// How many host failures still fit, as counted lately; `None`: to be counted in this plan,
     /// which takes long in a large cluster.
     pub tolerates: Option<usize>,
+    /// Seconds since the Unix epoch: for the validity of certificates alone.
+    pub wall_seconds: i64,
+    /// What this controller has signed for hosts, by name.
+    pub identities: BTreeMap<String, MoveIdentity>,
     /// Guards that a test has dropped; all hold in production.
     pub guards: Guards,
 }

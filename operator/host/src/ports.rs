@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use stockade_crds::v1alpha1::{
     AgentExport, AgentLock, AgentStorage, DomainSpec, ExportReport, FenceDeviceSpec, GoingDown,
-    HypervisorKind, LockReport, MachineDisk, SelfFence, StorageReport,
+    HypervisorKind, LockReport, MachineDisk, MoveIdentity, MoveRequests, SelfFence, StorageReport,
 };
 use tokio::sync::mpsc;
 
@@ -185,6 +185,15 @@ pub trait Hypervisor: Send + Sync {
     fn addresses<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Vec<String>>>;
     /// Measured use: thousandths of a CPU, and MiB.
     fn usage<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<(i64, i64)>>;
+    /// Requests for the certificates that this host shows in live moves, over keys that never
+    /// leave it; `None`: it shows none.
+    fn move_requests(&self) -> Option<MoveRequests> {
+        None
+    }
+    /// Puts signed certificates in force. Idempotent.
+    fn install_identity<'a>(&'a self, _signed: &'a MoveIdentity) -> BoxFuture<'a, HostResult<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// Runs the lock manager that the host is to use; `None`: none.
     fn ensure_lock_manager<'a>(
         &'a self,

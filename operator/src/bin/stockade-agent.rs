@@ -60,6 +60,9 @@ struct RunArguments {
     /// Guests are emulated though there is a /dev/kvm, as where it can't be used.
     #[arg(long, env = "STOCKADE_EMULATED")]
     emulated: bool,
+    /// Program that restarts libvirt's daemon; absent: `systemctl restart libvirtd.service`.
+    #[arg(long, env = "STOCKADE_RESTART_LIBVIRT", value_name = "PROGRAM")]
+    restart_libvirt: Option<PathBuf>,
     /// Live moves go over plain TCP: whoever reads that network reads the guests' memory, and
     /// whoever reaches libvirt's port governs it. Without this they need mutual TLS.
     #[arg(long, env = "STOCKADE_INSECURE_MIGRATION")]
@@ -123,6 +126,9 @@ fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResul
     let mut libvirt = LibvirtOptions::new(state, machine.boot_id(), itself.clone());
     libvirt.uri.clone_from(&options.libvirt_uri);
     libvirt.emulated |= options.emulated;
+    if let Some(program) = &options.restart_libvirt {
+        libvirt.restart_daemon = vec![program.display().to_string()];
+    }
     if options.insecure_migration {
         libvirt.migration = MigrationOptions::insecure();
     }

@@ -1,7 +1,6 @@
 //! `migrate VM`: one move, by the object that a person could write.
 
 use kube::ResourceExt as _;
-use serde_json::json;
 use stockade_crds::v1alpha1::{
     MigrationOutcome, VirtualMachineMigration, VirtualMachineMigrationSpec,
 };
@@ -68,11 +67,14 @@ fn stands(found: Option<&VirtualMachineMigration>) -> Seen<Result<String, String
     match status.outcome {
         MigrationOutcome::Pending => Seen::Pending(message),
         MigrationOutcome::Succeeded => Seen::Over(Ok(format!("VM {vm} {message}"))),
-        outcome @ (MigrationOutcome::Failed
-        | MigrationOutcome::Refused
-        | MigrationOutcome::Aborted) => {
-            let word = json!(outcome).as_str().unwrap_or_default().to_lowercase();
-            Seen::Over(Err(format!("the move of VM {vm} was {word}: {message}")))
+        MigrationOutcome::Failed => {
+            Seen::Over(Err(format!("the move of VM {vm} failed: {message}")))
+        }
+        MigrationOutcome::Refused => {
+            Seen::Over(Err(format!("the move of VM {vm} was refused: {message}")))
+        }
+        MigrationOutcome::Aborted => {
+            Seen::Over(Err(format!("the move of VM {vm} was aborted: {message}")))
         }
     }
 }
@@ -80,6 +82,8 @@ fn stands(found: Option<&VirtualMachineMigration>) -> Seen<Result<String, String
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use serde_json::json;
 
     use super::*;
 

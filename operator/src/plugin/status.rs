@@ -197,7 +197,7 @@ fn storage_beats(uid: &str, first: Option<&Look>, second: Option<&Look>) -> Stri
     let of_host = latest.beats.iter().filter(|((_, of), _)| of == uid && !uid.is_empty());
     let paths = of_host.map(|(path, (counter, observer))| {
         let storage = &path.0;
-        match second.and(first.beats.get(path)) {
+        match second.and_then(|_| first.beats.get(path)) {
             None => format!("{storage} seen by {observer}"),
             Some((before, _)) if counter > before => {
                 format!("{storage} beats (seen by {observer})")

@@ -525,8 +525,18 @@ fn preflight(
         None => move_of(cluster, &row, target),
     };
     let found = found.map_err(|no| No::Refuse(no.to_string()))?;
+    if live && let Some(host) = [&source, &found.to].into_iter().find(|h| unproven(world, h)) {
+        let message = format!("{host}: its certificates for live moves are not in force yet");
+        return Err(No::Wait(message));
+    }
     let others = found.vms.into_iter().filter(|m| m.vm != row).collect();
     Ok(Going { to: found.to, live, others })
+}
+
+/// Whether a host asks for certificates for live moves and has none in force.
+fn unproven(world: &World, host: &str) -> bool {
+    let report = world.agents.get(host).and_then(|a| a.status.as_ref());
+    report.is_some_and(|r| r.move_requests.is_some() && !r.moves_ready)
 }
 
 /// The compare-and-swap that begins a move.

@@ -8,6 +8,7 @@ mod adopt;
 mod connect;
 mod domain;
 mod events;
+mod identity;
 mod lock;
 mod migrate;
 mod records;
@@ -21,7 +22,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use stockade_core::render::{DOMAIN_NAMESPACE, HostRenderFacts, domain_name, domain_xml};
-use stockade_crds::v1alpha1::{AgentLock, DomainSpec, HypervisorKind, LockReport};
+use stockade_crds::v1alpha1::{
+    AgentLock, DomainSpec, HypervisorKind, LockReport, MoveIdentity, MoveRequests,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use virt::domain::Domain;
@@ -36,6 +39,7 @@ use crate::ports::{
 use crate::process::ProcessId;
 use crate::{cmd, files, hook, seed};
 use connect::Connection;
+use identity::{Changed, Identity};
 use records::{Pending, Records};
 
 pub use migrate::MigrationOptions;
@@ -72,6 +76,10 @@ pub struct LibvirtOptions {
     pub restart_daemon: Vec<String>,
     /// How peers are reached for live moves.
     pub migration: MigrationOptions,
+    /// Where certificates for TLS lie: `/etc/pki`.
+    pub pki: PathBuf,
+    /// A folder whose owner is the user that QEMU runs as: `/var/lib/libvirt/qemu`.
+    pub qemu_home: PathBuf,
 }
 
 impl LibvirtOptions {
@@ -91,6 +99,8 @@ impl LibvirtOptions {
             agent,
             restart_daemon: restart.map(str::to_owned).to_vec(),
             migration: MigrationOptions::default(),
+            pki: "/etc/pki".into(),
+            qemu_home: "/var/lib/libvirt/qemu".into(),
         }
     }
 }
@@ -104,6 +114,8 @@ pub struct Libvirt {
     probed: Mutex<Option<(ProcessId, bool)>>,
     /// CPU milliseconds and when they were read, by VM.
     used: Mutex<BTreeMap<String, (u64, Instant)>>,
+    /// What it shows in moves over TLS; `None`: they are not wanted.
+    identity: Option<Identity>,
 }
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,9 +126,19 @@ impl Libvirt {
     /// Installs the hook and starts to connect; returns before the daemon has answered.
     pub fn new(options: LibvirtOptions) -> HostResult<Self> {
         hook::install(&options.config.join("hooks"), &options.agent)?;
+        let (state, config) = (&options.state, &options.config);
+        let identity = options.migration.tls.then(|| Identity::open(state, config, &options.pki));
+        let identity = identity.transpose()?;
         let records = Records::open(&options.state, &options.boot_id)?;
         let connection = Connection::start(&options.uri)?;
-        Ok(Self { options, connection, records, probed: Mutex::default(), used: Mutex::default() })
+        Ok(Self {
+            options,
+            connection,
+            records,
+            probed: Mutex::default(),
+            used: Mutex::default(),
+            identity,
+        })
     }
 
     /// The daemon's process, if it can be told.
@@ -298,6 +320,23 @@ impl Libvirt {
         };
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         cmd::run(op, "libvirtd", program, &arguments, START).await.map(drop)
+    }
+
+    /// Writes certificates and settings, and has the daemon take them.
+    async fn take_identity(&self, signed: &MoveIdentity) -> HostResult<()> {
+        const OP: &str = "use certificates";
+        let Some(identity) = &self.identity else { return Ok(()) };
+        match identity.install(signed, &self.options.qemu_home)? {
+            Changed::Nothing => return Ok(()),
+            // Its own connections and QEMUs read their certificates each time; what it shows to
+            // those who connect it keeps.
+            Changed::Certificates => {
+                let words = ["-c", "libvirtd:///system", "server-update-tls", "libvirtd"];
+                cmd::run(OP, "libvirtd", "virt-admin", &words, SHORT).await?;
+            }
+            Changed::Settings => self.restart_daemon(OP).await?,
+        }
+        identity.taken()
     }
 
     async fn change_size(
@@ -490,6 +529,14 @@ impl Hypervisor for Libvirt {
 
     fn usage<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<(i64, i64)>> {
         async move { self.measure(vm_uid) }.boxed()
+    }
+
+    fn move_requests(&self) -> Option<MoveRequests> {
+        self.identity.as_ref().map(|identity| identity.requests().clone())
+    }
+
+    fn install_identity<'a>(&'a self, signed: &'a MoveIdentity) -> BoxFuture<'a, HostResult<()>> {
+        self.take_identity(signed).boxed()
     }
 
     fn ensure_lock_manager<'a>(

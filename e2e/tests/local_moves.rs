@@ -1,0 +1,177 @@
+//! Live moves between real libvirts: over mutual TLS, again and again, and never with a host that
+//! is none of ours. Needs root and the built programs.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use stockade_crds::names::MOVE_CONTROL;
+use stockade_e2e::local_hosts::{Network, guest_boots, guest_counter, write_guest_disk};
+use stockade_e2e::play::{Cluster, Log, Programs, STORAGE, moves};
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+#[tokio::test]
+async fn a_guest_counts_on_across_twenty_live_moves() {
+    let log = Log::new();
+    let mut cluster = Cluster::start(2, false, &log).await.unwrap();
+    let mut done = cluster.wait_ready().await;
+    if done.is_ok() {
+        done = moves(&mut cluster, &log, 20).await;
+    }
+    if let Err(error) = done {
+        let dump = cluster.dump();
+        drop(cluster);
+        panic!("{error}: {:?}\n{dump}", std::error::Error::source(&error).map(ToString::to_string));
+    }
+}
+
+/// A person at a running Stockade on two real hosts.
+struct Desk {
+    cluster: Cluster,
+}
+
+impl Desk {
+    fn k(&self, words: &[&str]) -> String {
+        self.cluster.plane().kubectl(words).unwrap()
+    }
+
+    async fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < LIMIT, "not in time: {what}\n{}", self.cluster.dump());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Orders a move to h2 by the plugin; whether it succeeds, and what is said.
+    fn moves(&self) -> (bool, String) {
+        let output = Command::new(Programs::find().unwrap().plugin)
+            .args(["migrate", "web", "--to", "h2", "--wait", "--timeout", "90"])
+            .env("KUBECONFIG", self.cluster.plane().setup_kubeconfig().unwrap())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Waits until nothing is left of an earlier move.
+    async fn settled(&self) {
+        let moving = ["get", "svm", "web", "-o", "jsonpath={.status.migration.name}"];
+        let epochs = ["get", "svm", "web", "-o", "jsonpath={.status.placements[*].state}"];
+        self.until("nothing is left of the move", || {
+            let open = self.k(&epochs).split(' ').filter(|s| *s != "Released").count();
+            self.k(&moving).is_empty() && open == 1
+        })
+        .await;
+    }
+
+    /// Gives h2 certificates for its own name by an authority of somebody else's.
+    fn forge(&self, folder: &Path, (authority, certificates, keys): Files<'_>) {
+        let host = self.cluster.host("h2").unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let other = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut params = CertificateParams::new(["h2".to_owned(), host.address()]).unwrap();
+        params.distinguished_name.push(DnType::OrganizationName, MOVE_CONTROL);
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let signed = params.signed_by(&key, &other).unwrap();
+        let write = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
+        write(authority, other.pem());
+        certificates.iter().for_each(|name| write(name, signed.pem()));
+        keys.iter().for_each(|name| write(name, key.serialize_pem()));
+        self.reread();
+    }
+
+    /// Has h2's libvirt read its certificates anew.
+    fn reread(&self) {
+        let host = self.cluster.host("h2").unwrap();
+        let mut command = host.command("virt-admin", Network::Machine).unwrap();
+        command.args(["-c", "libvirtd:///system", "server-update-tls", "libvirtd"]);
+        assert!(command.status().unwrap().success());
+    }
+}
+
+/// Names of the authority's file, of those with a certificate, and of those with a key.
+type Files<'a> = (&'a str, &'a [&'a str], &'a [&'a str]);
+
+#[tokio::test]
+async fn a_host_with_a_wrong_certificate_gets_no_vm_and_the_vm_runs_on() {
+    let cluster = Cluster::start(2, false, &Log::new()).await.unwrap();
+    cluster.wait_ready().await.unwrap();
+    let desk = Desk { cluster };
+    let disk = desk.cluster.shared().join("default/web.raw");
+    fs::create_dir_all(disk.parent().unwrap()).unwrap();
+    write_guest_disk(&disk).unwrap();
+    let vm = format!(
+        "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
+         metadata: {{name: web, namespace: default}}\nspec:\n  memory: 64Mi\n  \
+         placement: {{preferredHosts: [{{hosts: [h1]}}]}}\n  disks:\n    \
+         - {{name: root, storage: {STORAGE}, format: raw, existing: {{path: web.raw}}}}\n"
+    );
+    desk.cluster.plane().kubectl_stdin(&["apply", "-f", "-"], &vm).unwrap();
+    let ready = "jsonpath={.items[*].status.movesReady}";
+    desk.until("certificates are in force on both hosts", || {
+        desk.k(&["get", "sha", "-A", "-o", ready]) == "true true"
+    })
+    .await;
+    desk.until("the VM runs", || desk.k(&["get", "svm", "web"]).contains("Running")).await;
+    desk.until("its guest writes", || guest_counter(&disk).is_ok_and(|n| n > 0)).await;
+
+    let pki = desk.cluster.host("h2").unwrap().dir().join("etc/pki");
+    let parts: [(&str, Files<'_>); 2] = [
+        (
+            "control",
+            (
+                "CA/cacert.pem",
+                &["libvirt/servercert.pem", "libvirt/clientcert.pem"],
+                &["libvirt/private/serverkey.pem", "libvirt/private/clientkey.pem"],
+            ),
+        ),
+        (
+            "memory",
+            (
+                "qemu/ca-cert.pem",
+                &["qemu/server-cert.pem", "qemu/client-cert.pem"],
+                &["qemu/server-key.pem", "qemu/client-key.pem"],
+            ),
+        ),
+    ];
+    for (part, files) in parts {
+        let (authority, certificates, keys) = files;
+        let own: Vec<(PathBuf, Vec<u8>)> = [authority]
+            .iter()
+            .chain(certificates)
+            .chain(keys)
+            .map(|name| pki.join(name))
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        desk.forge(&pki, files);
+        let before = guest_counter(&disk).unwrap();
+        let (moved, said) = desk.moves();
+        println!("{part}: {said}");
+        assert!(!moved && said.contains("failed"), "{part}: {said}");
+        let on = desk.k(&["get", "svm", "web", "-o", "jsonpath={.status.host}"]);
+        assert_eq!(on, "h1", "{part}");
+        desk.until("its guest writes on", || guest_counter(&disk).is_ok_and(|n| n > before)).await;
+        assert_eq!(guest_boots(&disk).unwrap(), 1, "{part}");
+        assert_eq!(desk.cluster.qemus().len(), 1, "{part}");
+        own.iter().for_each(|(path, text)| fs::write(path, text).unwrap());
+        desk.reread();
+        desk.settled().await;
+    }
+    let (moved, said) = desk.moves();
+    assert!(moved, "with its own again: {said}");
+    assert_eq!(guest_boots(&disk).unwrap(), 1);
+}
