@@ -70,7 +70,7 @@ pub struct AvailabilityPolicySpec {
     pub api_loss_seconds: i32,
     /// Moves that level the load of the hosts.
     pub rebalance: Rebalance,
-    /// Seconds between two rounds of levelling.
+    /// Seconds that load must have been uneven before it is levelled; so between two rounds too.
     #[schemars(range(min = 1, max = 86_400))]
     pub rebalance_hold_seconds: i32,
     /// Moves at once that a host takes part in.

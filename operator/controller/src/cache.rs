@@ -92,6 +92,7 @@ macro_rules! kinds {
             pub(crate) wake_at: Option<Millis>,
             /// How many host failures still fit, and when that was counted.
             pub(crate) tolerates: Option<(usize, Millis)>,
+            pub(crate) uneven_since: Option<Millis>,
             pub(crate) seen: BTreeMap<String, (String, Millis)>,
             identity: String,
             lease_name: String,
@@ -106,6 +107,7 @@ macro_rules! kinds {
                     usage: BTreeMap::new(),
                     wake_at: None,
                     tolerates: None,
+                    uneven_since: None,
                     seen: BTreeMap::new(),
                     identity: shared.context.identity.clone(),
                     lease_name: shared.context.lease.clone(),

@@ -74,6 +74,7 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
             .map(|(n, _)| n),
         wall_seconds: shared.context.clock.wall_millis() / 1000,
         identities: locked(&shared.identities).clone(),
+        uneven_since: cache.uneven_since,
         guards: shared.context.guards,
     }
 }

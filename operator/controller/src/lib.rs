@@ -100,6 +100,7 @@ pub async fn run_observed(
             if world.tolerates.is_none() {
                 cache.tolerates = Some((plan.tolerates, world.now));
             }
+            cache.uneven_since = plan.uneven.then(|| cache.uneven_since.unwrap_or(world.now));
             cache.wake_at = plan.wake_at;
             let answers = apply::apply(&loop_shared, &world, &plan).await;
             cache.learn(answers);

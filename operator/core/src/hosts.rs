@@ -9,12 +9,13 @@ use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
     AgentLock, AgentStorage, Automation, AvailabilityPolicySpec, AvailabilityPolicyStatus,
     BootReference, Evidence, Host, HostAgentSpec, HostCapacity, HostState, HostStatus,
-    LockManagerStatus, SharedStorage, SharedStorageStatus, StorageKind,
+    SharedStorage, SharedStorageStatus, StorageKind,
 };
 
 use crate::certificates::identity;
 use crate::ha::brake::Brake;
 use crate::ha::host_state::HostFacts;
+use crate::locks;
 use crate::plan::{Intent, Plan, Report};
 use crate::validate::{policy_problems, summary};
 use crate::vm::basis;
@@ -46,23 +47,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
         out.storages.push((name.clone(), storage_status(world, name, storage)));
     }
     for (name, manager) in &world.lock_managers {
-        let mut status = manager.status.clone().unwrap_or_default();
-        status.observed_generation = manager.metadata.generation.unwrap_or_default();
-        let users = world
-            .agents
-            .values()
-            .filter(|a| a.spec.lock.as_ref().is_some_and(|l| l.storage == manager.spec.storage));
-        let ready =
-            users.clone().filter(|a| a.status.as_ref().is_some_and(|s| s.lock_ready)).count();
-        let all = users.count();
-        status.ready_hosts = i32::try_from(ready).unwrap_or(i32::MAX);
-        let condition = if ready == all && all > 0 {
-            Decided::new(READY, true, "LocksKept", format!("{ready} hosts keep their locks by it"))
-        } else {
-            let message = format!("{ready} of {all} hosts keep their locks by it");
-            Decided::new(READY, false, "HostsNotReady", message)
-        };
-        let report: Report<LockManagerStatus> = Report { status, conditions: vec![condition] };
+        let report = locks::report(world, manager);
         out.lock_managers.push((name.clone(), report));
     }
     if let Some(policy) = &world.policy {
@@ -140,24 +125,17 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
             }
         })
         .collect();
-    let lock = world
-        .lock_managers
-        .values()
-        .find(|l| {
-            let labels = host.metadata.labels.clone().unwrap_or_default();
-            l.spec.host_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
-        })
-        .map(|l| AgentLock {
-            kind: l.spec.kind,
-            storage: l.spec.storage.clone(),
-            lockspace: world
-                .storages
-                .get(&l.spec.storage)
-                .map(|storage| format!("{}/.stockade/locks", storage.spec.mount_path))
-                .unwrap_or_default(),
-            host_id: 0,
-            maintenance: l.spec.mode == stockade_crds::v1alpha1::LockMode::Maintenance,
-        });
+    let lock = locks::of_host(world, &facts.name, host).map(|l| AgentLock {
+        kind: l.spec.kind,
+        storage: l.spec.storage.clone(),
+        lockspace: world
+            .storages
+            .get(&l.spec.storage)
+            .map(|storage| format!("{}/.stockade/locks", storage.spec.mount_path))
+            .unwrap_or_default(),
+        host_id: 0,
+        maintenance: l.spec.mode == stockade_crds::v1alpha1::LockMode::Maintenance,
+    });
     let dead_boots = world
         .fences
         .values()

@@ -247,6 +247,8 @@ pub struct Plan {
     /// How many host failures still fit; as in [`World::tolerates`](crate::world::World) if
     /// that was given.
     pub tolerates: usize,
+    /// There is load to level, now or once it has lasted for `rebalanceHoldSeconds`.
+    pub uneven: bool,
     /// Status of the policy.
     pub policy: Option<Report<AvailabilityPolicyStatus>>,
     /// When to plan again even if nothing changes.

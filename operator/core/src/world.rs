@@ -155,6 +155,8 @@ pub struct World {
     pub wall_seconds: i64,
     /// What this controller has signed for hosts, by name.
     pub identities: BTreeMap<String, MoveIdentity>,
+    /// Since when every plan found load to level (see [`Plan::uneven`](crate::plan::Plan)).
+    pub uneven_since: Option<Millis>,
     /// Guards that a test has dropped; all hold in production.
     pub guards: Guards,
 }

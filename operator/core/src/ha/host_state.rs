@@ -45,7 +45,7 @@ pub struct HostFacts {
     pub went_down_cleanly: bool,
     /// The proof that stands against its last boot.
     pub proof: Option<ProofKind>,
-    /// VMs have unsettled epochs in this boot.
+    /// VMs have unsettled epochs in this boot, or a copy without an order runs in it.
     pub needed: bool,
     /// The word.
     pub state: HostState,
@@ -62,11 +62,10 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
     let heartbeat = seconds(policy.heartbeat_seconds);
     let suspect = seconds(policy.suspect_seconds);
     let act = seconds(policy.act_seconds);
-    // Boots with open epochs. Nothing is recovered of a VM that is only watched.
-    let needed: BTreeSet<(&str, &str)> = world
-        .vms
-        .values()
-        .filter(|vm| vm.spec.management == Management::Managed)
+    // Nothing is recovered of a VM that is only watched.
+    let managed = || world.vms.values().filter(|vm| vm.spec.management == Management::Managed);
+    let uids: BTreeSet<&str> = managed().filter_map(|vm| vm.metadata.uid.as_deref()).collect();
+    let needed: BTreeSet<(&str, &str)> = managed()
         .filter_map(|vm| vm.status.as_ref())
         .flat_map(|s| &s.placements)
         .filter(|p| !p.state.is_settled())
@@ -108,7 +107,10 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
                 .standing_proof(&facts.uid, &facts.boot)
                 .and_then(|f| f.status.as_ref().and_then(|s| s.proof));
             facts.needed = needed.contains(&(facts.uid.as_str(), facts.boot.as_str()))
-                || (!world.guards.boot && needed.iter().any(|(uid, _)| *uid == facts.uid));
+                || (!world.guards.boot && needed.iter().any(|(uid, _)| *uid == facts.uid))
+                || this_boot.is_some_and(|r| {
+                    r.inventory.iter().any(|copy| uids.contains(copy.uuid.as_str()))
+                });
             facts.state = state(&facts, host.spec.mode, joined, suspect, act);
             facts.refuses = refusal(world, &facts, host.spec.mode, this_boot);
             facts.keeps_its_own = facts.state == HostState::Cordoned && {

@@ -10,9 +10,9 @@ use stockade_crds::v1alpha1::{
 
 use super::requests::Load;
 use super::{cause, drains, facts_of, is_over};
-use crate::ha::host_state::HostFacts;
+use crate::ha::host_state::{HostFacts, seconds};
 use crate::placement::{
-    By, Cluster, DrainPlan, Move, VmKey, drain_plan, failback, rebalance, repair,
+    By, Cluster, DrainPlan, Move, VmKey, drain_plan, failback, rebalance, relocate, repair,
 };
 use crate::plan::{Intent, Plan};
 use crate::vm::{Decision, basis};
@@ -47,6 +47,9 @@ pub(super) fn plan(
         if orders.order(plan.moves(), "Drain", out) {
             return;
         }
+    }
+    if orders.order(relocate(cluster).values(), "Relocate", out) {
+        return;
     }
     let bound = |vm: &stockade_crds::v1alpha1::VirtualMachine| {
         let p = &vm.spec.placement;
@@ -94,7 +97,8 @@ fn blocked(world: &World, host: &str, plan: &DrainPlan) -> Vec<String> {
     blocked
 }
 
-/// Levels the load, one round at a time, with a pause between two.
+/// Levels load that has been uneven for `rebalanceHoldSeconds`, one round at a time: a peak that
+/// passes by itself moves nothing, and the next round sees what the last one came to.
 fn level(
     world: &World,
     cluster: &Cluster,
@@ -107,8 +111,7 @@ fn level(
         Rebalance::Requests => By::Requests,
         Rebalance::Usage => By::Usage,
     };
-    // The moves of a round are kept until the next may come.
-    let round = world.migrations.values().any(|m| cause(m) == Some("Rebalance") || !is_over(m));
+    let round = !world.migrations.values().all(|m| is_over(m));
     let restless = decisions.values().any(|d| {
         d.report.status.migration.is_some()
             || matches!(
@@ -125,7 +128,17 @@ fn level(
         return;
     }
     let moves = rebalance(cluster, by, &orders.barred, ROUND);
-    orders.order(&moves, "Rebalance", out);
+    if moves.is_empty() {
+        return;
+    }
+    out.uneven = true;
+    let due = world.uneven_since.unwrap_or(world.now)
+        + seconds(world.policy_spec().rebalance_hold_seconds);
+    if world.now < due {
+        out.wake(due);
+    } else {
+        orders.order(&moves, "Rebalance", out);
+    }
 }
 
 /// Calls off the drains of hosts that are not to be emptied any more; what has moved stays.

@@ -12,7 +12,7 @@ use stockade_crds::v1alpha1::{
 
 use super::live::{self, Next};
 use super::{cause, facts_of, is_over, object};
-use crate::ha::host_state::{HostFacts, seconds};
+use crate::ha::host_state::HostFacts;
 use crate::placement::{Cluster, Mover, VmKey, join_of, move_of};
 use crate::plan::{About, Intent, Plan, Report};
 use crate::vm::{Decision, basis, domain_order, next_epoch};
@@ -182,15 +182,15 @@ fn tidy(
         }
         return;
     }
-    let Some(cause) = cause(migration) else { return };
-    let hold = seconds(world.policy_spec().rebalance_hold_seconds);
-    let kept = if cause == "Rebalance" { KEPT.max(hold) } else { KEPT };
+    if cause(migration).is_none() {
+        return;
+    }
     let uid = migration.metadata.uid.clone().unwrap_or_default();
     let age = world.age_of(&format!("migration/{uid}"));
-    if age >= kept {
+    if age >= KEPT {
         out.intents.push(Intent::DeleteMigration { key: key.clone(), basis });
     } else {
-        out.wake(world.now + kept - age);
+        out.wake(world.now + KEPT - age);
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! HostRow, VmRow ─► Cluster::new ─► place      where wanted VMs start or move to
 //!                      (index,     ─► tolerates  how many host failures still fit
-//!                       groups)    ─► failback, repair, rebalance, drain_plan   moves
+//!                       groups)    ─► failback, repair, relocate, rebalance, drain_plan   moves
 //! ```
 //!
 //! Strict rules (required hosts, labels, together, apart), capacity and what a
@@ -19,6 +19,7 @@ mod need;
 mod pack;
 mod place;
 mod rebalance;
+mod relocate;
 mod repair;
 mod rules;
 mod suits;
@@ -31,6 +32,7 @@ pub use model::{Acceptance, HostRow, Movable, Refusal, Unplaceable, VmKey, VmRow
 pub use moves::{Move, Mover, failback, join_of, move_of};
 pub use place::{Mode, place};
 pub use rebalance::{By, rebalance};
+pub use relocate::relocate;
 pub use repair::{repair, violations};
 pub use suits::{Suit, suits};
 pub use tolerate::tolerates;

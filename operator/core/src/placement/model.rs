@@ -177,7 +177,7 @@ impl Unplaceable {
     /// So many hosts are named: a message is read by people and stored in a condition.
     pub const LISTED: usize = 16;
 
-    pub(super) fn rule(rule: impl Into<String>) -> Self {
+    pub(crate) fn rule(rule: impl Into<String>) -> Self {
         Self { rule: Some(rule.into()), ..Self::default() }
     }
 }

@@ -8,7 +8,7 @@ use crate::gate::{self, Gate};
 use crate::ha::{brake::brake, fencing, host_state};
 use crate::hosts;
 use crate::moves;
-use crate::placement::{Mode, VmKey, place};
+use crate::placement::{Mode, Unplaceable, VmKey, place, relocate};
 use crate::plan::{Intent, Plan, Report};
 use crate::vm::{self, Decision};
 use crate::world::{Key, World};
@@ -59,7 +59,15 @@ pub fn plan(world: &World) -> Plan {
             cluster = Some(books);
         }
     }
-    for (key, answer) in places {
+    let ahead = match &cluster {
+        Some(books) if !places.is_empty() => relocate(books),
+        Some(_) | None => BTreeMap::new(),
+    };
+    for (key, mut answer) in places {
+        if let Some(group) = ahead.get(&key) {
+            let why = format!("{}; its group goes to {} first", group.why, group.to);
+            answer = Err(Unplaceable::rule(why));
+        }
         let key = Key::new(key.namespace, key.name);
         let (Some(vm), Some(decision)) = (world.vms.get(&key), decisions.get_mut(&key)) else {
             continue;

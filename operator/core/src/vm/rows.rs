@@ -6,6 +6,7 @@ use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{Recovery, RunPolicy};
 
 use crate::ha::host_state::HostFacts;
+use crate::locks;
 use crate::placement::{Acceptance, Cluster, HostRow, Movable, VmKey, VmRow};
 use crate::world::{Key, World};
 
@@ -39,6 +40,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 Some(host) => BTreeSet::from([host.clone()]),
                 None => spec.placement.required_hosts.iter().cloned().collect(),
             };
+            let given_up = failures.error_generation.is_some();
             let mut row = VmRow {
                 key: VmKey::new(&key.namespace, &key.name),
                 cpu: i64::from(spec.cpu.cores) * 1000,
@@ -59,7 +61,11 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                     .filter(|p| !p.state.is_settled())
                     .map(|p| p.host.clone())
                     .collect(),
-                tried: failures.tried_hosts.iter().cloned().collect(),
+                tried: if given_up || spec.run_policy == RunPolicy::Halted {
+                    BTreeSet::new()
+                } else {
+                    failures.tried_hosts.iter().cloned().collect()
+                },
                 barred: own
                     .iter()
                     .filter(|host| pinned.get(key).is_none_or(|p| p != *host))
@@ -98,6 +104,7 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
         accepts: facts.refuses.clone().map_or(Acceptance::Yes, Acceptance::No),
         ..HostRow::default()
     };
+    let missing = host.map(|h| locks::missing(world, &facts.name, h)).unwrap_or_default();
     let lock = world.agents.get(&facts.name).and_then(|a| a.spec.lock.as_ref());
     if let Some(report) = report {
         row.hypervisors = report.hypervisors.iter().copied().collect();
@@ -105,7 +112,9 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
             let unlocked = lock.is_some_and(|l| {
                 l.storage == storage.name && !l.maintenance && report.lock != Some(l.kind)
             });
-            if unlocked {
+            if let Some(why) = missing.get(&storage.name) {
+                row.unready.insert(storage.name.clone(), why.clone());
+            } else if unlocked {
                 let why = format!("the lock manager of {} does not work", storage.name);
                 row.unready.insert(storage.name.clone(), why);
             } else if storage.ready {

@@ -292,3 +292,31 @@ fn host_failures_that_still_fit_are_counted() {
     assert_eq!(count(hosts(2), vec![tied]), 1, "no failure of capacity");
     assert_eq!(count(hosts(1), vec![on("a", "h1")]), 0);
 }
+
+#[test]
+fn a_group_goes_on_to_where_its_failed_member_was_not_tried() {
+    let failed = |tried: &[&str], mib: i64| VmRow {
+        tried: set(tried),
+        memory_mib: mib,
+        together: names(&["b"]),
+        ..vm("a")
+    };
+    let go = |failed: VmRow, third: HostRow| {
+        let rows = vec![failed, on("b", "h1"), on("c", "h2")];
+        let cluster = Cluster::new([hosts(2), vec![third]].concat(), rows);
+        relocate(&cluster).into_iter().map(|(who, m)| format!("{who}: {m}")).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        go(failed(&["h1"], 1024), host("h3")),
+        ["default/a: default/b from h1 to h3: default/a could not be started on h1"]
+    );
+    assert_eq!(
+        go(failed(&["h1", "h3"], 1024), host("h3")),
+        ["default/a: default/b from h1 to h2: default/a could not be started on h1"]
+    );
+    // Nowhere else is room for both, or every host was tried: the group stays.
+    assert_eq!(go(failed(&["h1", "h2"], 65_000), host("h3")), [""; 0]);
+    assert_eq!(go(failed(&["h1", "h2", "h3"], 1024), host("h3")), [""; 0]);
+    // It was not tried where its group is.
+    assert_eq!(go(failed(&["h3"], 1024), host("h3")), [""; 0]);
+}

@@ -11,7 +11,7 @@ use stockade_crds::v1alpha1::{
     VirtualMachine, VmReference, Want,
 };
 
-use super::super::ast::{HostFields, HostSetup, VmFields, VmSetup};
+use super::super::ast::{HostFields, HostSetup, Load, VmFields, VmSetup};
 use super::super::words::{HostMode, Run as RunPolicy, StorageKind, Watchdog, Word as _};
 use super::{RunError, Stage, objects};
 use crate::runner::{ClusterError, mount_path};
@@ -477,7 +477,13 @@ fn over(old: VmFields, new: VmFields) -> VmFields {
         run: new.run.or(old.run),
         cpu: new.cpu.or(old.cpu),
         memory_mib: new.memory_mib.or(old.memory_mib),
-        load: new.load.or(old.load),
+        load: match (new.load, old.load) {
+            (Some(new), Some(old)) => Some(Load {
+                cpu: new.cpu.or(old.cpu),
+                memory_mib: new.memory_mib.or(old.memory_mib),
+            }),
+            (new, old) => new.or(old),
+        },
         requires: new.requires.or(old.requires),
         prefers: new.prefers.or(old.prefers),
         failback: new.failback.or(old.failback),

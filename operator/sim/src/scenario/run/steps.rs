@@ -34,16 +34,16 @@ impl Stage {
             &step.verb,
             Verb::Isolate { paths, .. } | Verb::Heal { paths, .. } if *paths == [NetPath::Api]
         );
+        let (answer, wish) = match self.do_verb(index, &step.verb) {
+            Ok(wish) => (Ok(()), wish),
+            Err(why) => (Err(why), None),
+        };
         // Where the policy shoots hosts that have lost the API alone, their loss is more than that.
         let policy = self.cluster.api.admin().get("AvailabilityPolicy", None, "default");
         let shoots = policy.is_some_and(|p| p.value["spec"]["isolatedHost"] == "Fence");
         if shoots || (beyond && !api_alone) {
             self.cluster.sim.lock().fault_beyond_api = true;
         }
-        let (answer, wish) = match self.do_verb(index, &step.verb) {
-            Ok(wish) => (Ok(()), wish),
-            Err(why) => (Err(why), None),
-        };
         self.orders.gave(index, &step.verb, answer, wish);
         self.cluster.sim.touch();
     }
