@@ -9,11 +9,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use stockade_core::render::{DomainView, read_domain};
+use stockade_core::agent::hook_allows;
+use stockade_core::render::read_domain;
 
 use crate::error::{HostError, HostResult};
 use crate::files::{failed, sync_folder};
-use crate::ports::JournalState;
 use crate::{journal::FileJournal, records};
 
 /// Operations of libvirt's hook that come before vCPUs can run and can still be refused.
@@ -44,44 +44,10 @@ pub fn decide(context: &HookContext, operation: &str, xml: &str) -> HostResult<(
     let journal = FileJournal::read(&context.state);
     let boot_id = fs::read_to_string(&context.boot_id)
         .map_err(|error| refused(format!("the boot id can't be read: {error}")))?;
-    judge(&domain, journal.as_ref().ok(), boot_id.trim(), &|disk| {
+    hook_allows(&domain, journal.as_ref().ok(), boot_id.trim(), |disk| {
         records::is_claimed(Path::new(disk))
     })
     .map_err(|message| HostError::refused("start", domain.name, message))
-}
-
-/// The decision itself. `journal` is `None` if it can't be read; `claimed` says whether
-/// Stockade ever gave that path to a VM.
-fn judge(
-    domain: &DomainView,
-    journal: Option<&JournalState>,
-    boot_id: &str,
-    claimed: &dyn Fn(&str) -> bool,
-) -> Result<(), String> {
-    let Some(epoch) = domain.epoch else {
-        let known = |path: &String| {
-            let vms = journal.into_iter().flat_map(|journal| journal.vms.values());
-            vms.flat_map(|vm| &vm.disks).any(|disk| disk == path)
-        };
-        if journal.is_some_and(|journal| journal.vms.contains_key(&domain.uuid)) {
-            return Err("its UUID is that of a VM of Stockade".into());
-        }
-        let ours = domain.writable().into_iter().find(|path| known(path) || claimed(path));
-        return ours.map_or(Ok(()), |path| Err(format!("{path} is a disk of Stockade")));
-    };
-    let Some(journal) = journal else {
-        return Err("the agent's journal can't be read".into());
-    };
-    let Some(vm) = journal.vms.get(&domain.uuid) else {
-        return Err("no order for it was ever taken here".into());
-    };
-    if (vm.epoch, vm.boot_id.as_str()) != (epoch, boot_id) {
-        return Err(format!("the order taken is for epoch {}, not for epoch {epoch}", vm.epoch));
-    }
-    if !vm.open {
-        return Err(format!("its order for epoch {epoch} is not open"));
-    }
-    Ok(())
 }
 
 /// Installs the hook as `qemu.d/stockade` below libvirt's hook folder. True: it changed, and a
@@ -112,63 +78,6 @@ pub fn install(hooks: &Path, agent: &[String]) -> HostResult<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::JournalVm;
-    use stockade_core::render::ViewedDisk;
-
-    const UID: &str = "6a1b2c3d-0000-4000-8000-000000000001";
-
-    fn ours(epoch: i64) -> DomainView {
-        DomainView {
-            name: "shop.db".into(),
-            uuid: UID.into(),
-            epoch: Some(epoch),
-            boot_id: "boot".into(),
-            ..DomainView::default()
-        }
-    }
-
-    fn foreign(path: &str) -> DomainView {
-        let disk = ViewedDisk { path: path.into(), ..ViewedDisk::default() };
-        DomainView { uuid: "other".into(), disks: vec![disk], ..DomainView::default() }
-    }
-
-    fn journal(open: bool) -> JournalState {
-        let vm = JournalVm {
-            epoch: 7,
-            boot_id: "boot".into(),
-            open,
-            disks: vec!["/srv/db.raw".into()],
-            ..JournalVm::default()
-        };
-        JournalState { vms: [(UID.to_owned(), vm)].into(), ..JournalState::default() }
-    }
-
-    fn asked(domain: &DomainView, journal: Option<&JournalState>, boot: &str) -> bool {
-        judge(domain, journal, boot, &|path| path == "/srv/claimed.raw").is_ok()
-    }
-
-    #[test]
-    fn only_the_open_order_of_this_epoch_and_this_boot_starts() {
-        let open = journal(true);
-        assert!(asked(&ours(7), Some(&open), "boot"));
-        assert!(!asked(&ours(6), Some(&open), "boot"), "an earlier epoch");
-        assert!(!asked(&ours(8), Some(&open), "boot"), "a later epoch");
-        assert!(!asked(&ours(7), Some(&open), "next-boot"), "an order of an earlier boot");
-        assert!(!asked(&ours(7), Some(&journal(false)), "boot"), "a closed order");
-        assert!(!asked(&ours(7), Some(&JournalState::default()), "boot"), "no order");
-        assert!(!asked(&ours(7), None, "boot"), "no journal");
-    }
-
-    #[test]
-    fn a_foreign_domain_runs_unless_it_names_a_disk_or_a_uuid_of_ours() {
-        let open = journal(true);
-        assert!(asked(&foreign("/srv/their.raw"), Some(&open), "boot"));
-        assert!(asked(&foreign("/srv/their.raw"), None, "boot"));
-        assert!(!asked(&foreign("/srv/db.raw"), Some(&open), "boot"));
-        assert!(!asked(&foreign("/srv/claimed.raw"), None, "boot"));
-        let stripped = DomainView { epoch: None, ..ours(7) };
-        assert!(!asked(&stripped, Some(&open), "boot"), "ours without its metadata");
-    }
 
     #[test]
     fn news_about_a_running_domain_is_never_refused() {

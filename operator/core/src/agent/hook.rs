@@ -1,79 +1,47 @@
 //! What the hypervisor's hook lets pass (safety §2.6).
 
 use super::types::JournalState;
+use crate::render::DomainView;
 
-/// What a hypervisor is about to do when it asks the hook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HookOp {
-    /// A process is about to be made.
-    Prepare,
-    /// It is about to run.
-    Start,
-    /// A saved image is about to be restored.
-    Restore,
-    /// A domain comes in by a live move.
-    Migrate,
-    /// Something that begins no process: started, stopped, release, reconnect, attach.
-    Other,
-}
-
-impl HookOp {
-    /// The operation that libvirt names in the hook's second argument.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        match text {
-            "prepare" => Self::Prepare,
-            "start" => Self::Start,
-            "restore" => Self::Restore,
-            "migrate" => Self::Migrate,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// Whether a domain may begin here.
+/// Whether a domain may begin here: one of ours only by an open order of this epoch and boot, a
+/// foreign one unless it names a UUID or a disk of ours.
 ///
-/// `vm_uid` is the domain's UUID, `epoch` the one in its metadata (0: none), `boot` the
-/// running boot, `disks` the paths of its writable disks.
+/// `journal` is `None` if it can't be read; `claimed` says whether Stockade ever gave that path
+/// to a VM.
 ///
 /// # Errors
-/// Why it may not, in a sentence for the hypervisor's log.
+/// Why it may not, the end of a sentence that begins with the domain.
 pub fn hook_allows(
-    journal: &JournalState,
-    vm_uid: &str,
-    epoch: i64,
-    boot: &str,
-    op: HookOp,
-    disks: &[String],
+    domain: &DomainView,
+    journal: Option<&JournalState>,
+    boot_id: &str,
+    claimed: impl Fn(&str) -> bool,
 ) -> Result<(), String> {
-    if op == HookOp::Other {
-        return Ok(());
+    let Some(epoch) = domain.epoch else {
+        let known = |path: &String| {
+            let vms = journal.into_iter().flat_map(|journal| journal.vms.values());
+            vms.flat_map(|vm| &vm.disks).any(|disk| disk == path)
+        };
+        if journal.is_some_and(|journal| journal.vms.contains_key(&domain.uuid)) {
+            return Err("its UUID is that of a VM of Stockade".into());
+        }
+        let ours = domain.writable().into_iter().find(|path| known(path) || claimed(path));
+        return ours.map_or(Ok(()), |path| Err(format!("{path} is a disk of Stockade")));
+    };
+    let Some(journal) = journal else {
+        return Err("the agent's journal can't be read".into());
+    };
+    let Some(vm) = journal.vms.get(&domain.uuid) else {
+        return Err("no order for it was ever taken here".into());
+    };
+    if vm.boot_id != boot_id {
+        return Err(format!("the order taken is for boot {}, this is {boot_id}", vm.boot_id));
     }
-    if let Some(vm) = journal.vms.get(vm_uid) {
-        if vm.boot_id != boot {
-            return Err(format!(
-                "the last order for VM {vm_uid} is for boot {}, this is boot {boot}",
-                vm.boot_id
-            ));
-        }
-        if vm.epoch != epoch {
-            return Err(format!(
-                "the order for VM {vm_uid} is for epoch {}, this is epoch {epoch}",
-                vm.epoch
-            ));
-        }
-        if !vm.open {
-            return Err(format!("epoch {epoch} of VM {vm_uid} has no open order to start"));
-        }
-        return Ok(());
+    if vm.epoch != epoch {
+        return Err(format!("the order taken is for epoch {}, not for epoch {epoch}", vm.epoch));
     }
-    if epoch != 0 {
-        return Err(format!("there is no order to start epoch {epoch} of VM {vm_uid} here"));
-    }
-    for (owner, vm) in &journal.vms {
-        if let Some(disk) = disks.iter().find(|d| vm.disks.contains(d)) {
-            return Err(format!("disk {disk} belongs to VM {owner}, which Stockade runs"));
-        }
+    if !vm.open {
+        return Err(format!("its order for epoch {epoch} is not open"));
     }
     Ok(())
 }
@@ -82,43 +50,60 @@ pub fn hook_allows(
 mod tests {
     use super::super::types::JournalVm;
     use super::*;
+    use crate::render::ViewedDisk;
 
-    fn journal() -> JournalState {
+    const UID: &str = "6a1b2c3d-0000-4000-8000-000000000001";
+
+    fn ours(epoch: i64) -> DomainView {
+        DomainView {
+            name: "shop.db".into(),
+            uuid: UID.into(),
+            epoch: Some(epoch),
+            boot_id: "boot".into(),
+            ..DomainView::default()
+        }
+    }
+
+    fn foreign(path: &str) -> DomainView {
+        let disk = ViewedDisk { path: path.into(), ..ViewedDisk::default() };
+        DomainView { uuid: "other".into(), disks: vec![disk], ..DomainView::default() }
+    }
+
+    fn journal(open: bool) -> JournalState {
         let vm = JournalVm {
-            epoch: 3,
-            boot_id: "b1".into(),
-            open: true,
-            disks: vec!["/vms/a.qcow2".into()],
+            epoch: 7,
+            boot_id: "boot".into(),
+            open,
+            disks: vec!["/srv/db.raw".into()],
             ..JournalVm::default()
         };
-        JournalState { vms: [("u".to_owned(), vm)].into(), ..JournalState::default() }
+        JournalState { vms: [(UID.to_owned(), vm)].into(), ..JournalState::default() }
+    }
+
+    fn asked(domain: &DomainView, journal: Option<&JournalState>, boot: &str) -> bool {
+        hook_allows(domain, journal, boot, |path| path == "/srv/claimed.raw").is_ok()
     }
 
     #[test]
-    fn only_the_open_order_starts() {
-        let j = journal();
-        assert!(hook_allows(&j, "u", 3, "b1", HookOp::Start, &[]).is_ok());
-        for (epoch, boot) in [(2, "b1"), (4, "b1"), (0, "b1"), (3, "b0")] {
-            assert!(hook_allows(&j, "u", epoch, boot, HookOp::Prepare, &[]).is_err());
-        }
-        let mut closed = journal();
-        closed.vms.get_mut("u").expect("there").open = false;
-        for op in [HookOp::Prepare, HookOp::Start, HookOp::Restore, HookOp::Migrate] {
-            assert!(hook_allows(&closed, "u", 3, "b1", op, &[]).is_err());
-        }
-        assert!(hook_allows(&closed, "u", 3, "b1", HookOp::Other, &[]).is_ok());
+    fn only_the_open_order_of_this_epoch_and_this_boot_starts() {
+        let open = journal(true);
+        assert!(asked(&ours(7), Some(&open), "boot"));
+        assert!(!asked(&ours(6), Some(&open), "boot"), "an earlier epoch");
+        assert!(!asked(&ours(8), Some(&open), "boot"), "a later epoch");
+        assert!(!asked(&ours(7), Some(&open), "next-boot"), "an order of an earlier boot");
+        assert!(!asked(&ours(7), Some(&journal(false)), "boot"), "a closed order");
+        assert!(!asked(&ours(7), Some(&JournalState::default()), "boot"), "no order");
+        assert!(!asked(&ours(7), None, "boot"), "no journal");
     }
 
     #[test]
-    fn an_unknown_vm_with_an_epoch_never_starts() {
-        assert!(hook_allows(&journal(), "other", 1, "b1", HookOp::Start, &[]).is_err());
-    }
-
-    #[test]
-    fn a_foreign_domain_may_run_but_not_on_our_disks() {
-        let j = journal();
-        assert!(hook_allows(&j, "f", 0, "b1", HookOp::Start, &["/x".into()]).is_ok());
-        let ours = ["/vms/a.qcow2".to_owned()];
-        assert!(hook_allows(&j, "f", 0, "b1", HookOp::Start, &ours).is_err());
+    fn a_foreign_domain_runs_unless_it_names_a_disk_or_a_uuid_of_ours() {
+        let open = journal(true);
+        assert!(asked(&foreign("/srv/their.raw"), Some(&open), "boot"));
+        assert!(asked(&foreign("/srv/their.raw"), None, "boot"));
+        assert!(!asked(&foreign("/srv/db.raw"), Some(&open), "boot"));
+        assert!(!asked(&foreign("/srv/claimed.raw"), None, "boot"));
+        let stripped = DomainView { epoch: None, ..ours(7) };
+        assert!(!asked(&stripped, Some(&open), "boot"), "ours without its metadata");
     }
 }

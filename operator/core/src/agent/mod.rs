@@ -32,7 +32,7 @@ mod moves_tests;
 mod tests;
 
 pub use decide::{HostAction, decide};
-pub use hook::{HookOp, hook_allows};
+pub use hook::hook_allows;
 pub use observed::{Live, Observed, Order, VmMemory};
 pub use records::{Refusal, Verdict, judge};
 pub use status::status_of;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use stockade_core::agent::hook_allows;
+use stockade_core::render::DomainView;
 use stockade_crds::v1alpha1::DomainSpec;
 use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::{HypervisorEvent, Started, StopReason};
@@ -184,14 +186,14 @@ impl World {
         if m.qemus.contains_key(uid) {
             return Some(format!("a domain with UUID {uid} exists already"));
         }
-        let open = m
-            .durable
-            .journal
-            .vms
-            .get(uid)
-            .is_some_and(|j| j.open && j.epoch == order.epoch && j.boot_id == m.boot_id);
-        if !open {
-            return Some("the hook refused it: no open order".to_owned());
+        let domain = DomainView {
+            uuid: uid.clone(),
+            epoch: Some(order.epoch),
+            boot_id: order.boot_id.clone(),
+            ..DomainView::default()
+        };
+        if let Err(why) = hook_allows(&domain, Some(&m.durable.journal), &m.boot_id, |_| false) {
+            return Some(format!("the hook refused it: {why}"));
         }
         for disk in &order.machine.disks {
             if !m.mounts.contains(&disk.storage) {
