@@ -8,6 +8,8 @@ pub const READY: &str = "Ready";
 pub const RECONCILING: &str = "Reconciling";
 /// What the spec asks can't become true without a change from outside. Present only while true.
 pub const STALLED: &str = "Stalled";
+/// The API remembers every certificate and placement (safety §2.9).
+pub const HISTORY_INTACT: &str = "HistoryIntact";
 /// Some host executes the VM.
 pub const RUNNING: &str = "Running";
 /// A change of the spec takes effect only at the VM's next start.

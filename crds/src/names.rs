@@ -32,6 +32,12 @@ pub const AGENT_OBJECT: &str = "agent";
 pub const BEATS_ANNOTATION: &str = "stockade.dev/beats";
 /// Annotation of the heartbeat Lease: the timings in force on the host, as JSON.
 pub const TIMINGS_ANNOTATION: &str = "stockade.dev/timings";
+/// Annotation that names a history of the API, `<uid>/<counter>` (safety §2.9): on a Domain the
+/// one in which the order was given, on the heartbeat Lease the highest that the host journalled,
+/// on [`LINEAGE_LEASE`] the counter alone.
+pub const LINEAGE_ANNOTATION: &str = "stockade.dev/lineage";
+/// Lease beside the controller's own; its counter is raised before each certificate and placement.
+pub const LINEAGE_LEASE: &str = "stockade-lineage";
 /// The one AvailabilityPolicy.
 pub const POLICY_NAME: &str = "default";
 /// Namespace of the controller, its Lease and the fence secrets.

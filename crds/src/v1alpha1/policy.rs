@@ -235,6 +235,24 @@ pub struct Lineage {
     pub counter: i64,
 }
 
+impl std::fmt::Display for Lineage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.uid, self.counter)
+    }
+}
+
+impl std::str::FromStr for Lineage {
+    type Err = String;
+
+    /// Reads `<uid>/<counter>`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("{text:?} is no history: <uid>/<counter> is");
+        let (uid, counter) = text.rsplit_once('/').ok_or_else(wrong)?;
+        let counter = counter.parse().map_err(|_| wrong())?;
+        Ok(Self { uid: uid.to_owned(), counter })
+    }
+}
+
 /// What is known of the policy and of the whole.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

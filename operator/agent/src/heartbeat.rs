@@ -9,7 +9,9 @@ use kube::Api;
 use kube::api::PostParams;
 use kube::core::ObjectMeta;
 use serde_json::json;
-use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, TIMINGS_ANNOTATION};
+use stockade_crds::names::{
+    AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION, TIMINGS_ANNOTATION,
+};
 
 use crate::context::{Context, locked, request};
 
@@ -91,6 +93,9 @@ fn renewed(context: &Context, base: Lease, heartbeat_seconds: i32) -> Lease {
         None => {
             annotations.remove(TIMINGS_ANNOTATION);
         }
+    }
+    if let Some(lineage) = context.journal.lineage() {
+        annotations.insert(LINEAGE_ANNOTATION.into(), lineage.to_string());
     }
     let usage: BTreeMap<String, [i64; 2]> = locked(&context.usage)
         .iter()

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use stockade_core::agent::types::{JournalState, JournalVm};
+use stockade_crds::names::LINEAGE_ANNOTATION;
+use stockade_crds::v1alpha1::{Domain, Lineage};
 use stockade_host::ports::JournalPort;
 
 use crate::context::{locked, timed};
@@ -12,11 +14,18 @@ pub(crate) struct Journal {
     port: Arc<dyn JournalPort>,
     writer: tokio::sync::Mutex<()>,
     state: Mutex<Option<JournalState>>,
+    /// The history of the newest order seen; it is stored with the next change.
+    noted: Mutex<Option<Lineage>>,
 }
 
 impl Journal {
     pub(crate) fn new(port: Arc<dyn JournalPort>) -> Self {
-        Self { port, writer: tokio::sync::Mutex::new(()), state: Mutex::default() }
+        Self {
+            port,
+            writer: tokio::sync::Mutex::new(()),
+            state: Mutex::default(),
+            noted: Mutex::default(),
+        }
     }
 
     /// Reads it unless that was done. Reading it also proves that it can be written.
@@ -43,6 +52,24 @@ impl Journal {
         locked(&self.state).as_ref()?.vms.get(uid).cloned()
     }
 
+    /// Notes the history of the API in which an order was given (safety §2.9). Another uid is
+    /// another history: the controller gives no order in it before a person has resumed.
+    pub(crate) fn note(&self, order: &Domain) {
+        let text = order.metadata.annotations.as_ref().and_then(|a| a.get(LINEAGE_ANNOTATION));
+        let Some(given) = text.and_then(|text| text.parse::<Lineage>().ok()) else { return };
+        let known = self.lineage();
+        let lower = known.is_some_and(|k| k.uid == given.uid && k.counter >= given.counter);
+        if !lower {
+            *locked(&self.noted) = Some(given);
+        }
+    }
+
+    /// The highest history known here.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        let noted = locked(&self.noted).clone();
+        noted.or_else(|| locked(&self.state).as_ref()?.lineage.clone())
+    }
+
     /// Changes what is remembered of one VM; returns once that is on the disk.
     pub(crate) async fn update(
         &self,
@@ -55,6 +82,7 @@ impl Journal {
         let before = vm.clone();
         change(vm)?;
         if *vm != before {
+            next.lineage = self.lineage();
             timed("store", "journal", 10, self.port.store(&next))
                 .await
                 .map_err(|error| error.to_string())?;

@@ -257,11 +257,13 @@ impl Loop {
         match event {
             Ok(watcher::Event::Init) => self.listing.clear(),
             Ok(watcher::Event::InitApply(domain)) => {
+                self.context.journal.note(&domain);
                 let (uid, known) = known(domain);
                 self.listing.insert(uid, known);
             }
             Ok(watcher::Event::InitDone) => self.orders = Some(std::mem::take(&mut self.listing)),
             Ok(watcher::Event::Apply(domain)) => {
+                self.context.journal.note(&domain);
                 let (uid, mut new) = known(domain);
                 let orders = self.orders.get_or_insert_default();
                 if let Some(old) = orders.get(&uid)

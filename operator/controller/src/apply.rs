@@ -15,28 +15,29 @@ use serde_json::json;
 use stockade_core::plan::{Basis, DomainWrite, Intent, Plan, ReliesOn};
 use stockade_core::world::{Key, World};
 use stockade_crds::names::{
-    AGENT_OBJECT, CAUSE_LABEL, FINALIZER, HOST_LABEL, LEADER_LABEL, VM_NAME_LABEL,
-    VM_NAMESPACE_LABEL, host_namespace,
+    AGENT_OBJECT, CAUSE_LABEL, FINALIZER, HOST_LABEL, LEADER_LABEL, LINEAGE_ANNOTATION,
+    VM_NAME_LABEL, VM_NAMESPACE_LABEL, host_namespace,
 };
 use stockade_crds::v1alpha1::{
     Domain, HostAgent, HostFence, VirtualMachine, VirtualMachineMigration,
 };
 
 use crate::cache::Change;
-use crate::context::{Shared, request};
+use crate::context::{Shared, locked, request};
 use crate::watch::chain;
-use crate::{ControllerError, authority, events, fencing, update_status};
+use crate::{ControllerError, authority, events, fencing, lineage, update_status};
 
 /// Writes under way at once. Intents of one plan concern different objects.
 const AT_ONCE: usize = 16;
 
 /// Carries a plan's intents out; answers what the API now holds.
 pub(crate) async fn apply(shared: &Arc<Shared>, world: &World, plan: &Plan) -> Vec<Change> {
+    let raised = !plan.intents.iter().any(needs_raise) || raised(shared, world).await;
     let calls: Vec<_> = plan
         .intents
         .iter()
         .map(|intent| async move {
-            if shared.leads().is_none() {
+            if shared.leads().is_none() || (!raised && needs_raise(intent)) {
                 return Vec::new();
             }
             match one(shared, world, intent).await {
@@ -53,6 +54,24 @@ pub(crate) async fn apply(shared: &Arc<Shared>, world: &World, plan: &Plan) -> V
         })
         .collect();
     futures::stream::iter(calls).buffered(AT_ONCE).concat().await
+}
+
+/// Gate 9: what the API must not forget unnoticed.
+fn needs_raise(intent: &Intent) -> bool {
+    matches!(intent, Intent::Place { .. } | Intent::OpenFence { .. })
+}
+
+async fn raised(shared: &Shared, world: &World) -> bool {
+    if shared.leads().is_none() {
+        return false;
+    }
+    match lineage::raise(shared, world.lineage.as_ref()).await {
+        Ok(raised) => raised,
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "nothing is placed before the counter is raised");
+            false
+        }
+    }
 }
 
 async fn one(
@@ -78,6 +97,10 @@ async fn one(
         }
         Intent::SignIdentity { host, requests, names } => {
             authority::sign(shared, host, requests, names).await?;
+            Ok(Vec::new())
+        }
+        Intent::ResumeLineage { from, above } => {
+            lineage::raise_to(shared, from, above + 1).await?;
             Ok(Vec::new())
         }
         Intent::AddFinalizer { vm, basis } => finalizer(shared, vm, basis, true).await,
@@ -284,6 +307,10 @@ async fn write_domain(shared: &Shared, write: &DomainWrite) -> Result<Change, Co
         ]
         .into(),
     );
+    if let Some(now) = &locked(&shared.lineage).now {
+        let history = (LINEAGE_ANNOTATION.to_owned(), now.to_string());
+        object.metadata.annotations = Some([history].into());
+    }
     let what = || format!("ordering {} on {}", write.spec.vm.name, write.host);
     let post = PostParams::default();
     let answer = match &write.replaces {

@@ -9,9 +9,9 @@ use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use stockade_core::ha::evidence::{LeaseBeat, Lives, SeenBeats};
 use stockade_core::world::{Key, Millis};
-use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, host_of_namespace};
+use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION, host_of_namespace};
 use stockade_crds::v1alpha1::{
-    AvailabilityPolicy, Domain, FenceDevice, Host, HostAgent, HostFence, LockManager,
+    AvailabilityPolicy, Domain, FenceDevice, Host, HostAgent, HostFence, Lineage, LockManager,
     SharedStorage, VirtualMachine, VirtualMachineMigration,
 };
 
@@ -93,6 +93,8 @@ macro_rules! kinds {
             /// How many host failures still fit, and when that was counted.
             pub(crate) tolerates: Option<(usize, Millis)>,
             pub(crate) uneven_since: Option<Millis>,
+            /// The highest history that each host has journalled.
+            pub(crate) lineages: BTreeMap<String, Lineage>,
             pub(crate) seen: BTreeMap<String, (String, Millis)>,
             identity: String,
             lease_name: String,
@@ -108,6 +110,7 @@ macro_rules! kinds {
                     wake_at: None,
                     tolerates: None,
                     uneven_since: None,
+                    lineages: BTreeMap::new(),
                     seen: BTreeMap::new(),
                     identity: shared.context.identity.clone(),
                     lease_name: shared.context.lease.clone(),
@@ -194,6 +197,10 @@ impl Cache {
             let usage: BTreeMap<String, (i64, i64)> =
                 serde_json::from_str(usage).unwrap_or_default();
             self.usage.extend(usage);
+        }
+        let lineage = lease.annotations().get(LINEAGE_ANNOTATION).and_then(|t| t.parse().ok());
+        if let Some(lineage) = lineage {
+            self.lineages.insert(host.to_owned(), lineage);
         }
         let beat = LeaseBeat {
             host_uid: host_uid.to_owned(),

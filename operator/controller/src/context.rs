@@ -8,9 +8,10 @@ use kube::Client;
 use stockade_core::world::{FenceRecord, Guards, Millis, ServerCalls};
 use stockade_crds::v1alpha1::MoveIdentity;
 use stockade_host::ports::{Clock, FenceRunner, StorageServer};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::error::ControllerError;
+use crate::lineage;
 use crate::observed::Observed;
 
 /// Longest time that one API request may take.
@@ -50,6 +51,11 @@ pub(crate) struct Shared {
     pub(crate) fence_done: Notify,
     /// What was signed for hosts, until their HostAgents say so.
     pub(crate) identities: Mutex<BTreeMap<String, MoveIdentity>>,
+    /// Changes when everything is to be listed anew.
+    pub(crate) relist: watch::Sender<u64>,
+    pub(crate) lineage: Mutex<lineage::Known>,
+    /// Held while the history's counter is read and written.
+    pub(crate) lineage_turn: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -62,6 +68,9 @@ impl Shared {
             server: Mutex::new(ServerCalls::default()),
             fence_done: Notify::new(),
             identities: Mutex::default(),
+            relist: watch::Sender::new(0),
+            lineage: Mutex::default(),
+            lineage_turn: tokio::sync::Mutex::new(()),
         }
     }
 

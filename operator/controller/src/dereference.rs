@@ -25,6 +25,7 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
     }
     note_since(cache, now);
     let host_of = |namespace: &str| host_of_namespace(namespace).map(str::to_owned);
+    let known = locked(&shared.lineage).clone();
     World {
         now,
         cluster_id: shared.context.cluster_id.clone(),
@@ -75,6 +76,13 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         wall_seconds: shared.context.clock.wall_millis() / 1000,
         identities: locked(&shared.identities).clone(),
         uneven_since: cache.uneven_since,
+        lineage: known.now.clone(),
+        lineages: cache
+            .lineages
+            .iter()
+            .map(|(host, lineage)| (host.clone(), lineage.clone()))
+            .chain(known.highest().map(|own| ("the controller".to_owned(), own.clone())))
+            .collect(),
         guards: shared.context.guards,
     }
 }

@@ -11,6 +11,7 @@ use kube::core::ObjectMeta;
 use stockade_core::world::Millis;
 
 use crate::context::{Shared, locked, request};
+use crate::lineage;
 use crate::watch::chain;
 
 /// Name of the leader's Lease unless [`crate::Context::lease`] says otherwise.
@@ -26,7 +27,10 @@ const WAIT_MILLIS: Millis = 15_000;
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut seen: Option<(String, Millis)> = None;
     loop {
-        if let Err(error) = turn(&shared, &mut seen).await {
+        // A standby must know as well that the API went back: its watches are then worth nothing.
+        let turned = turn(&shared, &mut seen).await;
+        let read = lineage::read(&shared).await;
+        if let Err(error) = turned.and(read) {
             tracing::warn!(error = %chain(&error), "the leader's Lease was not renewed");
         }
         shared.context.clock.sleep(RENEW_MILLIS).await;

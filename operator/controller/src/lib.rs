@@ -7,7 +7,7 @@
 //! ```
 //! One planner loop on a world that the watches keep up to date: placement and
 //! fencing are decisions about the whole, so no kind has a reconciler of its own.
-//! Only [`apply`], `authority`, `update_status`, `leader` and `events` write.
+//! Only [`apply`], `authority`, `update_status`, `leader`, `lineage` and `events` write.
 
 mod apply;
 mod authority;
@@ -18,6 +18,7 @@ mod error;
 mod events;
 mod fencing;
 mod leader;
+mod lineage;
 mod observed;
 mod requests;
 mod serving;

@@ -11,6 +11,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 
 use crate::cache::Change;
 use crate::context::Shared;
@@ -23,7 +24,9 @@ pub(crate) async fn all(shared: Arc<Shared>, out: UnboundedSender<Change>) {
     let mut watches: Vec<BoxFuture<'static, ()>> = Vec::new();
     macro_rules! watch {
         ($($kind:ident),*) => { $(
-            watches.push(Box::pin(one(Api::all(shared.client()), out.clone(), Change::$kind)));
+            let again = shared.relist.subscribe();
+            let api = Api::all(shared.client());
+            watches.push(Box::pin(one(api, again, out.clone(), Change::$kind)));
         )* };
     }
     watch!(
@@ -43,13 +46,25 @@ pub(crate) async fn all(shared: Arc<Shared>, out: UnboundedSender<Change>) {
     join_all(watches).await;
 }
 
-async fn one<K>(api: Api<K>, out: UnboundedSender<Change>, wrap: fn(Event<K>) -> Change)
-where
+/// One kind. It is listed anew when `again` changes: after the API went back a watch would wait in
+/// silence for versions that come a second time.
+async fn one<K>(
+    api: Api<K>,
+    mut again: watch::Receiver<u64>,
+    out: UnboundedSender<Change>,
+    wrap: fn(Event<K>) -> Change,
+) where
     K: Resource + ResourceExt + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     loop {
         let mut events = watcher(api.clone(), watcher::Config::default()).boxed();
-        while let Some(event) = events.next().await {
+        loop {
+            let event = tokio::select! {
+                biased;
+                _ = again.changed() => break,
+                event = events.next() => event,
+            };
+            let Some(event) = event else { break };
             match event {
                 Ok(event) => {
                     let event = event.modify(|object| {

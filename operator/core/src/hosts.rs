@@ -15,6 +15,7 @@ use stockade_crds::v1alpha1::{
 use crate::certificates::identity;
 use crate::ha::brake::Brake;
 use crate::ha::host_state::HostFacts;
+use crate::lineage;
 use crate::locks;
 use crate::plan::{Intent, Plan, Report};
 use crate::validate::{policy_problems, summary};
@@ -68,6 +69,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
                 format!("{tolerates} more host failures fit"),
             ),
             Decided::new(PAUSED, paused, "AutomationPaused", "spec.automation is Paused"),
+            lineage::report(world, hosts, out),
         ];
         out.policy = Some(Report { status, conditions });
     }

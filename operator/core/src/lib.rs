@@ -15,6 +15,7 @@ pub mod exports;
 pub mod gate;
 pub mod ha;
 pub mod hosts;
+pub mod lineage;
 pub mod locks;
 pub mod moves;
 pub mod placement;

@@ -3,7 +3,7 @@
 use stockade_crds::conditions::Decided;
 use stockade_crds::v1alpha1::{
     AvailabilityPolicyStatus, DomainSpec, FenceAction, FenceDeviceStatus, HostAgentSpec,
-    HostFenceSpec, HostFenceStatus, HostStatus, LockManagerStatus, MoveRequests,
+    HostFenceSpec, HostFenceStatus, HostStatus, Lineage, LockManagerStatus, MoveRequests,
     SharedStorageStatus, VirtualMachineMigrationSpec, VirtualMachineMigrationStatus,
     VirtualMachineStatus,
 };
@@ -77,6 +77,13 @@ pub enum Intent {
         requests: MoveRequests,
         /// Names and addresses that the certificates are to hold.
         names: Vec<String>,
+    },
+    /// Goes on after the API went back, with a counter that nobody has seen.
+    ResumeLineage {
+        /// The pair that a person named; the API must still be at it.
+        from: Lineage,
+        /// The highest counter that anybody knows.
+        above: i64,
     },
     /// Keeps a VM until its last epoch is settled.
     AddFinalizer {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stockade_crds::v1alpha1::{
     AvailabilityPolicy, AvailabilityPolicySpec, Domain, FenceAction, FenceDevice, Host, HostAgent,
-    HostFence, LockManager, MoveIdentity, SharedStorage, VirtualMachine, VirtualMachineMigration,
+    HostFence, Lineage, LockManager, MoveIdentity, SharedStorage, VirtualMachine,
+    VirtualMachineMigration,
 };
 
 use crate::ha::evidence::Lives;
@@ -157,6 +158,10 @@ pub struct World {
     pub identities: BTreeMap<String, MoveIdentity>,
     /// Since when every plan found load to level (see [`Plan::uneven`](crate::plan::Plan)).
     pub uneven_since: Option<Millis>,
+    /// How far the API's own history goes, read from it by quorum; `None`: not read yet.
+    pub lineage: Option<Lineage>,
+    /// How far others know it to have gone: hosts by name, and this process itself.
+    pub lineages: BTreeMap<String, Lineage>,
     /// Guards that a test has dropped; all hold in production.
     pub guards: Guards,
 }

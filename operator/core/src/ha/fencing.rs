@@ -75,7 +75,7 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
     if !world.fresh || world.policy.is_none() || !facts.needed || facts.proof.is_some() {
         return None;
     }
-    if policy.automation == stockade_crds::v1alpha1::Automation::Paused {
+    if crate::lineage::is_paused(world) {
         return None;
     }
     if facts.went_down_cleanly {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stockade_crds::conditions::{DRAINED, Decided};
 use stockade_crds::v1alpha1::{
-    Automation, DrainProgress, HostMode, Management, MigrationOutcome, Rebalance,
-    VirtualMachineMigrationSpec, VmState,
+    DrainProgress, HostMode, Management, MigrationOutcome, Rebalance, VirtualMachineMigrationSpec,
+    VmState,
 };
 
 use super::requests::Load;
 use super::{cause, drains, facts_of, is_over};
 use crate::ha::host_state::{HostFacts, seconds};
+use crate::lineage::is_paused;
 use crate::placement::{
     By, Cluster, DrainPlan, Move, VmKey, drain_plan, failback, rebalance, relocate, repair,
 };
@@ -37,7 +38,7 @@ pub(super) fn plan(
     for (host, plan) in &plans {
         tell(world, host, plan, decisions, out);
     }
-    let paused = world.policy_spec().automation == Automation::Paused;
+    let paused = is_paused(world);
     if paused || world.policy.is_none() {
         return;
     }

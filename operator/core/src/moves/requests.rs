@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use stockade_crds::conditions::{Decided, READY, RECONCILING};
 use stockade_crds::names::{FINALIZER, LEADER_LABEL};
 use stockade_crds::v1alpha1::{
-    Automation, DomainState, EpochState, HostState, Management, MigrationOutcome, MigrationSide,
-    MigrationStep, PlacedEpoch, VirtualMachine, VirtualMachineMigration,
-    VirtualMachineMigrationSpec, VirtualMachineMigrationStatus, VmMove, VmState, Want,
+    DomainState, EpochState, HostState, Management, MigrationOutcome, MigrationSide, MigrationStep,
+    PlacedEpoch, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
+    VirtualMachineMigrationStatus, VmMove, VmState, Want,
 };
 
 use super::live::{self, Next};
 use super::{cause, facts_of, is_over, object};
 use crate::ha::host_state::HostFacts;
+use crate::lineage::is_paused;
 use crate::placement::{Cluster, Mover, VmKey, join_of, move_of};
 use crate::plan::{About, Intent, Plan, Report};
 use crate::vm::{Decision, basis, domain_order, next_epoch};
@@ -465,8 +466,7 @@ fn preflight(
     let Some(decision) = decisions.get(&vm_key) else {
         return Err(No::Wait("waits for its VM".to_owned()));
     };
-    let policy = world.policy_spec();
-    if policy.automation == Automation::Paused {
+    if is_paused(world) {
         return Err(No::Wait("automation is paused".to_owned()));
     }
     let status = &decision.report.status;

@@ -7,6 +7,7 @@ use stockade_crds::v1alpha1::VirtualMachineStatus;
 use crate::gate::{self, Gate};
 use crate::ha::{brake::brake, fencing, host_state};
 use crate::hosts;
+use crate::lineage;
 use crate::moves;
 use crate::placement::{Mode, Unplaceable, VmKey, place, relocate};
 use crate::plan::{Intent, Plan, Report};
@@ -59,12 +60,15 @@ pub fn plan(world: &World) -> Plan {
             cluster = Some(books);
         }
     }
+    let unheard = lineage::taking_stock(world, &facts);
     let ahead = match &cluster {
         Some(books) if !places.is_empty() => relocate(books),
         Some(_) | None => BTreeMap::new(),
     };
     for (key, mut answer) in places {
-        if let Some(group) = ahead.get(&key) {
+        if let Some(why) = &unheard {
+            answer = Err(Unplaceable::rule(why));
+        } else if let Some(group) = ahead.get(&key) {
             let why = format!("{}; its group goes to {} first", group.why, group.to);
             answer = Err(Unplaceable::rule(why));
         }

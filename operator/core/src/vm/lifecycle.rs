@@ -11,8 +11,8 @@
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
-    Automation, Domain, EpochState, LockMode, Machine, Management, MigrationOrder, RunPolicy,
-    VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
+    Domain, EpochState, LockMode, Machine, Management, MigrationOrder, RunPolicy, VirtualMachine,
+    VirtualMachineStatus, VmState, WaitsFor,
 };
 
 use super::adopt;
@@ -136,7 +136,7 @@ fn managed(
     }
     let restart = request.as_ref().filter(|r| r.verb == "restart");
     let run = wants_to_run(vm, status);
-    let paused = world.policy_spec().automation == Automation::Paused;
+    let paused = crate::lineage::is_paused(world);
     let uid = vm.metadata.uid.as_deref().unwrap_or_default();
     let copies = found::found(world, vm, &status.placements, claims.inventories(uid));
     let adopting = request.as_ref().and_then(|r| Some((r, r.adopt.as_deref()?)));

@@ -4,6 +4,8 @@
 mod cluster;
 #[cfg(test)]
 mod ha_tests;
+#[cfg(test)]
+mod history_tests;
 mod process;
 #[cfg(test)]
 mod tests;
