@@ -36,9 +36,13 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
             let status = vm.status.clone().unwrap_or_default();
             let spec = &vm.spec;
             let failures = status.failures.clone().unwrap_or_default();
-            let required: BTreeSet<String> = match pinned.get(key) {
-                Some(host) => BTreeSet::from([host.clone()]),
-                None => spec.placement.required_hosts.iter().cloned().collect(),
+            let allowed: BTreeSet<String> = spec.placement.required_hosts.iter().cloned().collect();
+            // A strict rule is never broken, not even to start it again where it was.
+            let required = match pinned.get(key) {
+                Some(host) if allowed.is_empty() || allowed.contains(host) => {
+                    BTreeSet::from([host.clone()])
+                }
+                _ => allowed,
             };
             let given_up = failures.error_generation.is_some();
             let mut row = VmRow {
