@@ -1,28 +1,142 @@
-//! A safety rule that is dropped is missed: each of these scenarios holds with all rules, and fails
-//! without the one that it is for.
+//! A safety rule that is dropped is missed: each of these scenarios holds with all rules, and
+//! breaks without the one that it is for.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Mutex;
 
-use stockade_sim::scenario::run::Rules;
+use serde_json::json;
+use stockade_core::agent::Guards as AgentGuards;
+use stockade_core::world::Guards;
+use stockade_crds::names::REQUEST_ANNOTATION;
+use stockade_sim::hooks::run_deterministic;
+use stockade_sim::runner::{Cluster, HostPlan};
+use stockade_sim::scenario::run::{RULE_NAMES, Rules};
 use stockade_sim::scenario::{campaign, load};
 
-/// The rules dropped, and the scenario that misses them.
-const MUTANTS: [(&str, &str); 2] =
-    [("controller.brake", "two-of-three-silent"), ("controller.life_revokes", "life-after-proof")];
+/// Seeds of each arm.
+const SEEDS: std::ops::Range<u64> = 1..4;
+
+/// How a dropped rule is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Misses {
+    /// The oracle sees a promise broken.
+    Oracle,
+    /// What the scenario expects does not come true: nothing runs twice, but harm is done.
+    Expectation,
+}
+use Misses::{Expectation, Oracle};
+
+/// The rule that is dropped, which is also the name of its scenario; others that do the same work,
+/// dropped in both runs so that it stands alone; what misses it.
+const MUTANTS: &[(&str, &[&str], Misses)] = &[
+    ("controller.settled", &[], Oracle),
+    ("controller.missing_is_no_release", &[], Oracle),
+    ("controller.drained", &[], Oracle),
+    ("controller.fresh_read", &["controller.round_trip", "agent.dead_beats"], Oracle),
+    ("controller.fresh_off", &["controller.round_trip"], Expectation),
+    ("controller.life_revokes", &[], Oracle),
+    ("controller.life_bars", &[], Expectation),
+    ("controller.read_back", &[], Oracle),
+    ("controller.plug_trust", &[], Expectation),
+    ("controller.one_device", &[], Expectation),
+    ("controller.armed", &[], Oracle),
+    ("controller.denial_first", &[], Oracle),
+    ("controller.one_owner", &["agent.older_record"], Oracle),
+    ("controller.second_path", &[], Oracle),
+    ("controller.observer_health", &[], Oracle),
+    ("controller.round_trip", &["controller.fresh_off"], Expectation),
+    ("controller.brake", &[], Expectation),
+    ("controller.needed", &[], Oracle),
+    ("controller.burnt", &[], Oracle),
+    ("controller.undecided_move", &[], Oracle),
+    ("agent.boot", &[], Oracle),
+    ("agent.once", &[], Oracle),
+    ("agent.newer_record", &["agent.own_record"], Oracle),
+    ("agent.older_record", &[], Oracle),
+    ("agent.own_record", &[], Oracle),
+    ("agent.gone", &[], Oracle),
+    ("agent.drained", &[], Oracle),
+    ("agent.fresh_read", &[], Expectation),
+    ("agent.dead_beats", &[], Oracle),
+    ("agent.suspends", &[], Expectation),
+    ("agent.hook", &[], Oracle),
+];
 
 #[test]
 fn every_dropped_rule_is_missed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/mutants");
-    for (dropped, file) in MUTANTS {
-        let scenario = load(&folder.join(format!("{file}.yaml"))).unwrap().remove(0);
-        let passes = |rules: Rules| {
-            (1..5)
-                .map(|s| campaign::one_under(&scenario, s, rules, None).unwrap().verdict.passed)
-                .filter(|passed| *passed)
-                .count()
-        };
-        assert_eq!(passes(Rules::default()), 4, "{file} fails with all rules");
-        assert_eq!(passes(Rules::without(dropped).unwrap()), 0, "nobody misses {dropped}");
-    }
+    let wrong = Mutex::new(Vec::new());
+    campaign::on_all_cores(MUTANTS.to_vec(), None, |(dropped, also, misses)| {
+        let scenario = load(&folder.join(format!("{dropped}.yaml"))).unwrap().remove(0);
+        let masks = also.join(",");
+        let with = if also.is_empty() { Rules::default() } else { Rules::without(&masks).unwrap() };
+        let without = [&[dropped], also].concat().join(",");
+        let without = Rules::without(&without).unwrap();
+        for seed in SEEDS {
+            let held = campaign::one_under(&scenario, seed, with, None).unwrap().verdict;
+            if !held.passed {
+                let text = held.lines(dropped);
+                wrong.lock().unwrap().push(format!("it fails with all rules: {text}"));
+            }
+            let broke = campaign::one_under(&scenario, seed, without, None).unwrap().verdict;
+            let missed = match misses {
+                Oracle => !broke.violations.is_empty(),
+                Expectation => !broke.passed,
+            };
+            if !missed {
+                let text = broke.lines(dropped);
+                wrong.lock().unwrap().push(format!("nobody misses {dropped}: {text}"));
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What the oracle says of an API that goes back to before an epoch which has run. No scenario file
+/// can say that.
+fn api_that_went_back(guards: AgentGuards) -> Vec<String> {
+    let run = move || async move {
+        let hosts = [HostPlan::new("h1")];
+        let c = Cluster::new(1, &hosts, Guards::default(), guards).unwrap();
+        c.pass(30).await;
+        // Without a disk there is no owner record either.
+        c.add_vm("101", json!({"runPolicy": "Always", "disks": []})).unwrap();
+        c.until_running("101", "", 60).await.unwrap();
+        c.pass(10).await;
+        let backup = c.api.faults().backup();
+        let restart = json!({"metadata": {"annotations": {REQUEST_ANNOTATION: "restart/1"}}});
+        let user = c.api.admin().named("user");
+        user.apply_merge("VirtualMachine", Some("default"), "101", &restart, false).unwrap();
+        c.pass(20).await;
+        assert_eq!(c.running("101"), ["h1"]);
+        c.api.faults().restore(&backup);
+        c.pass(5).await;
+        c.sim.lock().kill_vm("h1", "101");
+        c.pass(30).await;
+        c.violations()
+    };
+    run_deterministic(1, run).unwrap()
+}
+
+#[test]
+fn an_order_below_the_journals_epoch_is_not_obeyed() {
+    assert_eq!(api_that_went_back(AgentGuards::default()), Vec::<String>::new());
+    let guards = AgentGuards { epoch: false, ..AgentGuards::default() };
+    assert!(!api_that_went_back(guards).is_empty(), "nobody misses agent.epoch");
+}
+
+#[test]
+fn every_rule_that_can_be_dropped_is_tried() {
+    // The source of a simulated move is gone at the instant at which the target has everything:
+    // `an_unknown_answer_is_decided_by_both_sides_and_never_by_guess` of the core tries that one.
+    // The journal's epoch has its test above. Two leaders seldom choose differently at the same
+    // instant: without the compare-and-swap some seeds run a VM twice, but not every one.
+    let elsewhere = [&"controller.cas", &"controller.unknown_move", &"agent.epoch"];
+    let tried: Vec<&str> = MUTANTS.iter().map(|(dropped, ..)| *dropped).collect();
+    let untried: Vec<_> = RULE_NAMES.iter().filter(|rule| !tried.contains(*rule)).collect();
+    assert_eq!(untried, elsewhere);
 }

@@ -1,10 +1,12 @@
 //! Every scenario file of the project holds, for several seeds.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
 
+use stockade_sim::oracle::{RULES, Rule};
 use stockade_sim::scenario::{Scenario, campaign, load};
 
 /// Seeds of each scenario.
@@ -19,13 +21,20 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-/// Runs each job on one of the cores; the failures, in order.
-fn run_all(jobs: Vec<(String, Scenario, u64)>) -> Vec<String> {
+/// Runs each job on one of the cores; the failures, in order, and the promises whose situation came
+/// up.
+fn run_all(jobs: Vec<(String, Scenario, u64)>) -> (Vec<String>, BTreeSet<Rule>) {
     let failures = std::sync::Mutex::new(Vec::new());
+    let exercised = std::sync::Mutex::new(BTreeSet::new());
     campaign::on_all_cores(jobs, None, |(file, scenario, seed)| {
         let text = match campaign::one(&scenario, seed) {
-            Ok(outcome) if outcome.verdict.passed => return ControlFlow::Continue(()),
-            Ok(outcome) => outcome.verdict.lines(&file),
+            Ok(outcome) => {
+                exercised.lock().unwrap().extend(outcome.exercised.keys().copied());
+                if outcome.verdict.passed {
+                    return ControlFlow::Continue(());
+                }
+                outcome.verdict.lines(&file)
+            }
             Err(why) => format!("{file} seed {seed}: {why}"),
         };
         failures.lock().unwrap().push(text);
@@ -33,7 +42,7 @@ fn run_all(jobs: Vec<(String, Scenario, u64)>) -> Vec<String> {
     });
     let mut failures = failures.into_inner().unwrap();
     failures.sort();
-    failures
+    (failures, exercised.into_inner().unwrap())
 }
 
 #[test]
@@ -46,8 +55,10 @@ fn every_scenario_holds_for_every_seed() {
         }
     }
     assert!(jobs.len() >= 40 * 5, "at least 40 scenarios of our own");
-    let failures = run_all(jobs);
+    let (failures, exercised) = run_all(jobs);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let idle: Vec<_> = RULES.iter().filter(|rule| !exercised.contains(*rule)).collect();
+    assert!(idle.is_empty(), "never put to the test: {idle:?}");
 }
 
 /// `stockade simulate` is what people run: its exit codes and its JSON are a contract.

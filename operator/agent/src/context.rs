@@ -41,6 +41,10 @@ pub(crate) struct Context {
     pub(crate) exports: Mutex<Vec<ExportReport>>,
     /// Beats seen, by storage and host uid.
     pub(crate) beats: Mutex<BTreeMap<String, BTreeMap<String, Beat>>>,
+    /// When a boot's beat was last seen to rise, by storage and boot id.
+    pub(crate) risen: Mutex<BTreeMap<(String, String), u64>>,
+    /// Since when the beats on a storage are read.
+    pub(crate) watched: Mutex<BTreeMap<String, u64>>,
     /// Timings in force, if the watchdog is armed.
     pub(crate) armed: Mutex<Option<SelfFence>>,
     /// Measured use by VM uid.
@@ -79,6 +83,8 @@ impl Context {
             storages: Mutex::default(),
             exports: Mutex::default(),
             beats: Mutex::default(),
+            risen: Mutex::default(),
+            watched: Mutex::default(),
             armed: Mutex::default(),
             usage: Mutex::default(),
             move_requests: Mutex::default(),
@@ -91,6 +97,36 @@ impl Context {
 
     pub(crate) fn now(&self) -> u64 {
         self.ports.clock.monotonic_millis()
+    }
+
+    /// Remembers the beats on a storage, and which of them have risen since the last reading.
+    pub(crate) fn take_beats(&self, storage: &str, beats: BTreeMap<String, Beat>) {
+        let now = self.now();
+        locked(&self.watched).entry(storage.to_owned()).or_insert(now);
+        let mut all = locked(&self.beats);
+        let mut risen = locked(&self.risen);
+        let before = all.get(storage);
+        // The first sight of a beat may be of one that was made long ago.
+        let rose = |b: &&Beat| before.and_then(|all| all.get(&b.host_uid)).is_some_and(|a| a != *b);
+        for beat in beats.values().filter(rose) {
+            risen.insert((storage.to_owned(), beat.boot_id.clone()), now);
+        }
+        risen.retain(|(of, boot), _| of != storage || beats.values().any(|b| b.boot_id == *boot));
+        all.insert(storage.to_owned(), beats);
+    }
+
+    /// Whether a beat that was read just now has risen since the last reading, or lately; `None`:
+    /// this agent has not read that storage's beats for long enough to tell.
+    pub(crate) fn beats_still(&self, storage: &str, beat: &Beat) -> Option<bool> {
+        // A little more than the time between two readings.
+        let seconds = self.joined_spec().map_or(2, |s| s.heartbeat_seconds.max(1));
+        let lately = u64::try_from(seconds).unwrap_or(2) * 1_250;
+        let age = |at: u64| self.now().saturating_sub(at);
+        let watched = locked(&self.watched).get(storage).copied();
+        let known = locked(&self.beats).get(storage)?.get(&beat.host_uid).cloned();
+        let rose = locked(&self.risen).get(&(storage.to_owned(), beat.boot_id.clone())).copied();
+        let beats = known != Some(beat.clone()) || rose.is_some_and(|at| age(at) < lately);
+        watched.filter(|since| beats || age(*since) >= lately).map(|_| beats)
     }
 
     pub(crate) fn domains(&self) -> Api<Domain> {

@@ -485,10 +485,11 @@ impl Loop {
             hook_ready: self.hook,
             lock: spec.lock.as_ref().filter(|_| self.lock).map(|l| l.kind),
             arming: spec.arm && !armed,
-            suspended: spec
-                .dead_boots
-                .iter()
-                .any(|b| b.host_uid == context.host_uid && b.boot_id == context.boot_id),
+            suspended: context.config.guards.suspends
+                && spec
+                    .dead_boots
+                    .iter()
+                    .any(|b| b.host_uid == context.host_uid && b.boot_id == context.boot_id),
             lost: lost_storages,
             no_starts,
             guards: context.config.guards,

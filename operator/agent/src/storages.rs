@@ -29,6 +29,7 @@ pub(crate) async fn run(context: Arc<Context>) {
                     task.abort();
                     locked(&context.storages).remove(name);
                     locked(&context.beats).remove(name);
+                    locked(&context.watched).remove(name);
                     let task = tasks.spawn(leave(Arc::clone(&context), storage.clone()));
                     leaving.insert(storage.mount_path.clone(), task);
                 }
@@ -108,7 +109,7 @@ async fn keep(context: Arc<Context>, storage: AgentStorage) {
             let call = context.ports.storage.beats(&storage.name);
             match timed("read beats", &storage.name, 5, call).await {
                 Ok(beats) => {
-                    locked(&context.beats).insert(storage.name.clone(), beats);
+                    context.take_beats(&storage.name, beats);
                 }
                 Err(error) => {
                     doubt = true;

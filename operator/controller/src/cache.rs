@@ -16,6 +16,7 @@ use stockade_crds::v1alpha1::{
 };
 
 use crate::context::Shared;
+use crate::leader::SENT_ANNOTATION;
 
 /// Objects of one kind, by namespace and name.
 pub(crate) struct Kind<K> {
@@ -180,7 +181,8 @@ impl Cache {
             lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default();
         let name = lease.name_any();
         if name == self.lease_name && holder == self.identity {
-            self.lives.echo(now);
+            let sent = lease.annotations().get(SENT_ANNOTATION).and_then(|at| at.parse().ok());
+            self.lives.echo(sent.unwrap_or(0), now);
             return;
         }
         let namespace = lease.namespace().unwrap_or_default();

@@ -22,6 +22,7 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         let beat = u64::try_from(policy.spec.heartbeat_seconds).unwrap_or(2);
         // The leader renews every 2 s whatever the hosts' heartbeat is.
         cache.lives.limit = beat.max(2) * 2_000 + 1_000;
+        cache.lives.any_echo = !shared.context.guards.round_trip;
     }
     note_since(cache, now);
     let host_of = |namespace: &str| host_of_namespace(namespace).map(str::to_owned);

@@ -63,7 +63,7 @@ pub(crate) fn call(
         secret: BTreeMap::new(),
         action,
     };
-    let target = (action == FenceAction::Off && world.guards.fresh_read)
+    let target = (action == FenceAction::Off && world.guards.fresh_off)
         .then(|| Target::of(world, host, boot_id));
     let (shared, runner) = (Arc::clone(shared), Arc::clone(runner));
     tokio::spawn(async move {

@@ -16,6 +16,9 @@ use crate::watch::chain;
 
 /// Name of the leader's Lease unless [`crate::Context::lease`] says otherwise.
 pub const LEASE_NAME: &str = "stockade-controller";
+/// When the leader sent this renewal, in milliseconds on the clock of the process that holds the
+/// Lease: how long its own beat took to come back tells how old what it watches is.
+pub(crate) const SENT_ANNOTATION: &str = "stockade.dev/sent";
 /// The leader writes this often.
 const RENEW_MILLIS: Millis = 2_000;
 /// A term ends this long after the last renewal was sent.
@@ -56,6 +59,7 @@ async fn turn(
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(shared.context.lease.clone()),
+                annotations: Some([(SENT_ANNOTATION.to_owned(), shared.now().to_string())].into()),
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {
@@ -95,6 +99,8 @@ async fn turn(
         spec.acquire_time.clone_from(&stamp);
     }
     spec.renew_time = stamp;
+    let annotations = lease.metadata.annotations.get_or_insert_default();
+    annotations.insert(SENT_ANNOTATION.to_owned(), shared.now().to_string());
     let params = PostParams::default();
     request(
         || "renewing the leader's Lease".into(),

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::Event;
 use stockade_core::plan::{Basis, Plan, Report};
 use stockade_core::world::{Key, World};
@@ -53,14 +53,14 @@ pub(crate) async fn swap_vm(
     status.conditions =
         conditions(shared, &old.conditions, &report.conditions, object.metadata.generation);
     object.status = Some(status);
-    if world.guards.cas {
-        object.metadata.resource_version = Some(basis.version.clone());
-    } else {
-        object.metadata.resource_version = None;
+    object.metadata.resource_version = Some(basis.version.clone());
+    let what = || format!("placing VM {key}");
+    if !world.guards.cas {
+        let patch = Patch::Merge(serde_json::json!({"status": object.status}));
+        return request(what, api.patch_status(&key.name, &PatchParams::default(), &patch)).await;
     }
     let params = PostParams::default();
-    let call = api.replace_status(&key.name, &params, &object);
-    request(|| format!("placing VM {key}"), call).await
+    request(what, api.replace_status(&key.name, &params, &object)).await
 }
 
 macro_rules! update {

@@ -6,6 +6,7 @@
 use stockade_crds::v1alpha1::{BootReference, VirtualMachine};
 use stockade_crds::v1alpha1::{EpochState, PlacedEpoch, SettledEpoch, VirtualMachineStatus};
 
+use crate::ha::host_state::seconds;
 use crate::plan::ReliesOn;
 use crate::world::World;
 
@@ -19,26 +20,32 @@ pub enum Gate {
 }
 
 /// Brings the state of each epoch up to date: released by its host's own word, or proven
-/// dead, denied and its locks broken. Nothing else settles an epoch.
+/// dead, denied and its locks broken. Nothing else settles an epoch, and one whose boot was seen
+/// to live after its proof is open again, unless a later one may run already (gate 4).
 #[must_use]
 pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
     let uid = vm.metadata.uid.clone().unwrap_or_default();
     let placements = vm.status.as_ref().map(|s| s.placements.clone()).unwrap_or_default();
+    let open = placements.iter().filter(|p| !p.state.is_settled()).map(|p| p.epoch).max();
     placements
         .into_iter()
         .map(|mut placed| {
+            let later = open.is_some_and(|epoch| epoch > placed.epoch);
+            if placed.state == EpochState::ProvenDead && !later && lives(world, &placed) {
+                placed.state = EpochState::Ordered;
+            }
             if placed.state.is_settled() {
                 return placed;
             }
             let domain = world.domains.get(&(placed.host.clone(), uid.clone()));
             let said = domain.and_then(|d| d.status.as_ref()).is_some_and(|s| {
-                let ended = s.state == stockade_crds::v1alpha1::DomainState::Ended
-                    || s.state == stockade_crds::v1alpha1::DomainState::StartFailed;
-                s.epoch == placed.epoch && (s.released || (!world.guards.drained && ended))
+                s.epoch == placed.epoch
+                    && (s.released || (!world.guards.drained && s.end.is_some()))
             });
             let over = boot_is_over(world, &placed);
             let missing = domain.is_none() && !world.guards.missing_is_no_release;
-            if said || over || missing {
+            let silent = !world.guards.settled && is_silent(world, &placed);
+            if said || over || missing || silent {
                 placed.state = EpochState::Released;
             } else if proven(world, vm, &placed).is_some() {
                 placed.state = EpochState::ProvenDead;
@@ -46,6 +53,15 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
             placed
         })
         .collect()
+}
+
+/// Whether the proof of this epoch's death was taken back, or is in this very plan.
+fn lives(world: &World, placed: &PlacedEpoch) -> bool {
+    let fence = world.fence_of(&placed.host_uid, &placed.boot_id);
+    fence.and_then(|f| f.status.as_ref()).is_some_and(|s| {
+        let beats = world.guards.life_revokes && beats(world, &placed.host, &placed.boot_id);
+        s.revoked.is_some() || (s.proof.is_some() && beats)
+    })
 }
 
 /// Whether the host itself said that this boot is over: everything in it is released, and its
@@ -58,10 +74,28 @@ fn boot_is_over(world: &World, placed: &PlacedEpoch) -> bool {
         .is_some_and(|s| s.down && s.host_uid == placed.host_uid && s.boot_id == placed.boot_id)
 }
 
+/// What a time-out would say: no beat of its host for `actSeconds`. It settles nothing (safety
+/// §1: unknown is alive); a test drops that rule.
+fn is_silent(world: &World, placed: &PlacedEpoch) -> bool {
+    let silence = world.lives.api_silence(&placed.host, world.now, true);
+    silence >= seconds(world.policy_spec().act_seconds)
+}
+
+/// Whether a boot was seen to beat just now. A beat is seen up to two intervals late.
+#[must_use]
+pub fn beats(world: &World, host: &str, boot_id: &str) -> bool {
+    let seen = world.lives.beat_seen(host, boot_id);
+    let young = seconds(world.policy_spec().heartbeat_seconds) * 5 / 2;
+    seen.is_some_and(|at| world.now.saturating_sub(at) < young)
+}
+
 /// The certificate that settles an epoch: it stands, and at every storage of the VM the
 /// boot is denied and its locks are broken (gate 1: certificate, denial, placement).
 fn proven(world: &World, vm: &VirtualMachine, placed: &PlacedEpoch) -> Option<ReliesOn> {
     let fence = world.standing_proof(&placed.host_uid, &placed.boot_id)?;
+    if lives(world, placed) {
+        return None;
+    }
     let status = fence.status.as_ref()?;
     let cleared = vm.spec.disks.iter().filter(|d| !d.read_only).all(|disk| {
         world.storages.get(&disk.storage).is_none_or(|s| s.spec.directory.is_some())
@@ -77,9 +111,7 @@ fn proven(world: &World, vm: &VirtualMachine, placed: &PlacedEpoch) -> Option<Re
 /// Whether the next epoch may be placed, given epochs as [`settle`] left them.
 #[must_use]
 pub fn may_place(world: &World, vm: &VirtualMachine, placements: &[PlacedEpoch]) -> Gate {
-    if world.guards.settled
-        && let Some(open) = placements.iter().find(|p| !p.state.is_settled())
-    {
+    if let Some(open) = placements.iter().find(|p| !p.state.is_settled()) {
         return Gate::Closed(open.clone());
     }
     let relies = placements

@@ -14,6 +14,7 @@ use stockade_crds::v1alpha1::{
 
 use crate::certificates::identity;
 use crate::ha::brake::Brake;
+use crate::ha::fencing;
 use crate::ha::host_state::HostFacts;
 use crate::lineage;
 use crate::locks;
@@ -138,13 +139,11 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         host_id: 0,
         maintenance: l.spec.mode == stockade_crds::v1alpha1::LockMode::Maintenance,
     });
+    // One that was revoked too late binds still: a copy whose epoch has moved on must not go on.
     let dead_boots = world
         .fences
         .values()
-        .filter(|f| {
-            f.spec.host == facts.name
-                && f.status.as_ref().is_some_and(|s| s.proof.is_some() && s.revoked.is_none())
-        })
+        .filter(|f| f.spec.host == facts.name && fencing::binds(world, f))
         .map(|f| BootReference {
             host_uid: f.spec.host_uid.clone(),
             boot_id: f.spec.boot_id.clone(),

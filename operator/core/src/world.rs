@@ -206,34 +206,50 @@ impl World {
 /// Production always runs with all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guards {
-    /// Gate 1: every earlier epoch is settled before a placement.
+    /// Safety §1: unknown is alive; the silence of a host settles nothing.
     pub settled: bool,
     /// Gate 2: a Domain that is missing is no release.
     pub missing_is_no_release: bool,
-    /// Gate 3: a certificate is for one boot.
-    pub boot: bool,
-    /// Gate 4: life is read fresh before a placement.
+    /// Safety §1: released is gone and drained, not merely ended.
+    pub drained: bool,
+    /// Gate 1: a placement is a compare-and-swap.
+    pub cas: bool,
+    /// Gate 4: the certificate and life are read fresh right before a placement.
     pub fresh_read: bool,
+    /// Gate 10: boot and silence are read fresh right before an off.
+    pub fresh_off: bool,
     /// Gate 4: life after the proof revokes it.
     pub life_revokes: bool,
+    /// Safety §3, §5: nothing is proven of a boot that shows life.
+    pub life_bars: bool,
     /// Safety §3: off is read back.
     pub read_back: bool,
     /// Safety §3: the plug must have read on while the boot was beating.
     pub plug_trust: bool,
+    /// Safety §3: one device that reads many hosts off at once is not believed.
+    pub one_device: bool,
+    /// Safety §4: elapsed time proves the death of a boot that was armed.
+    pub armed: bool,
+    /// Safety §6.2: denied before its locks are broken.
+    pub denial_first: bool,
+    /// Safety §6.4: one writable disk belongs to one VM.
+    pub one_owner: bool,
     /// Safety §7: two paths must be silent.
     pub second_path: bool,
     /// Safety §7: the observer must be well itself.
     pub observer_health: bool,
+    /// Safety §7: the observer's own beat makes the round trip in time.
+    pub round_trip: bool,
     /// Safety §7: the storm brake.
     pub brake: bool,
-    /// Safety §6.2: denied before its locks are broken.
-    pub denial_first: bool,
-    /// Placement is a compare-and-swap.
-    pub cas: bool,
-    /// Safety §8: an undecided move is not resolved by guess.
+    /// Safety §7: a boot in which nothing of ours is open is not fenced.
+    pub needed: bool,
+    /// Safety §8.1: the epoch of an aborted move is burnt.
+    pub burnt: bool,
+    /// Safety §8.2: a move of which the source knows no end is not called off by guess.
+    pub unknown_move: bool,
+    /// Safety §8.3: no lock is broken for one side of an undecided move.
     pub undecided_move: bool,
-    /// A released epoch needs the host's word that it is drained.
-    pub drained: bool,
 }
 
 impl Default for Guards {
@@ -241,18 +257,26 @@ impl Default for Guards {
         Self {
             settled: true,
             missing_is_no_release: true,
-            boot: true,
+            drained: true,
+            cas: true,
             fresh_read: true,
+            fresh_off: true,
             life_revokes: true,
+            life_bars: true,
             read_back: true,
             plug_trust: true,
+            one_device: true,
+            armed: true,
+            denial_first: true,
+            one_owner: true,
             second_path: true,
             observer_health: true,
+            round_trip: true,
             brake: true,
-            denial_first: true,
-            cas: true,
+            needed: true,
+            burnt: true,
+            unknown_move: true,
             undecided_move: true,
-            drained: true,
         }
     }
 }

@@ -64,9 +64,8 @@ async fn ready(context: &Context, order: &Order, done: &mut Done) -> Result<(), 
         .map_err(|e| Stop::Never(End::Void, e.to_string()))?;
     let fresh =
         if guards.fresh_read { start::still_ordered(context, order).await? } else { spec.clone() };
-    if guards.dead_beats && start::dead_beats(context, &fresh).await? != beats {
-        let message = "a boot that is named dead beats on the storage again";
-        return Err(Stop::Never(End::Void, message.into()));
+    if start::dead_beats(context, &fresh).await? != beats {
+        return Err(Stop::Never(End::Void, start::BEATS_AGAIN.into()));
     }
     // From here on it may come in.
     context

@@ -15,6 +15,8 @@ use crate::context::{Context, request, timed};
 
 /// Seconds that a start may take; longer has no known result.
 const START_SECONDS: u64 = 60;
+/// Why nothing is started in the place of what lives.
+pub(super) const BEATS_AGAIN: &str = "a boot that is named dead beats on the storage again";
 /// Seconds that making a disk may take.
 const DISK_SECONDS: u64 = 600;
 
@@ -113,9 +115,8 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
         .await
         .map_err(|e| Stop::Never(End::StartFailed, e.to_string()))?;
     let fresh = if guards.fresh_read { still_ordered(context, order).await? } else { spec.clone() };
-    if guards.dead_beats && dead_beats(context, &fresh).await? != beats {
-        let message = "a boot that is named dead beats on the storage again";
-        return Err(Stop::Never(End::Refused, message.into()));
+    if dead_beats(context, &fresh).await? != beats {
+        return Err(Stop::Never(End::Refused, BEATS_AGAIN.into()));
     }
     bury(context, &verdicts).await?;
     context
@@ -132,6 +133,10 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
 }
 
 /// The last counters of every boot that the order names dead, on every storage it uses.
+///
+/// # Errors
+/// A storage can't be read, or such a boot beats: its counter has risen since this agent last
+/// read it, or did so only lately. What is dead fell silent long before its proof.
 pub(super) async fn dead_beats(
     context: &Context,
     spec: &DomainSpec,
@@ -152,7 +157,18 @@ pub(super) async fn dead_beats(
         let of_dead = beats
             .into_values()
             .filter(|b| dead.iter().any(|d| d.host_uid == b.host_uid && d.boot_id == b.boot_id))
-            .collect();
+            .collect::<Vec<Beat>>();
+        for beat in &of_dead {
+            match context.beats_still(&disk.storage, beat) {
+                Some(false) => {}
+                Some(true) => return Err(Stop::Never(End::Refused, BEATS_AGAIN.into())),
+                None => {
+                    let why = "the beats of a boot that is named dead were not watched for long \
+                               enough";
+                    return Err(Stop::Later(why.into()));
+                }
+            }
+        }
         found.insert(disk.storage.clone(), of_dead);
     }
     Ok(found)
@@ -263,7 +279,6 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
     let uid = spec.vm.uid.as_str();
     let result = timed("start", uid, START_SECONDS, hypervisor.start(spec)).await;
     let returned = !result.as_ref().is_err_and(stockade_host::HostError::is_unknown);
-    let close = context.config.guards.close;
     let end = match &result {
         Ok(_) => None,
         Err(HostError::Unknown { .. }) => None,
@@ -282,7 +297,7 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
     let closed = context
         .journal
         .update(uid, |vm| {
-            vm.open = vm.open && !close;
+            vm.open = false;
             vm.returned = returned;
             vm.end = end;
             Ok(())

@@ -153,7 +153,6 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
     if let Some(j) = journalled
         && j.launched
         && j.open
-        && o.guards.close
         && !comes_in(o, uid, j)
     {
         return Some(HostAction::Close);
@@ -239,7 +238,7 @@ fn run(
         }
         // Another epoch of it is here: the inventory says so, its word is the controller's.
         (Live::Present(_), _) => None,
-        (_, Some(j)) if j.launched || (j.end.is_some() && o.guards.once) => {
+        (_, Some(j)) if (j.launched || j.end.is_some()) && (o.guards.once || !j.released) => {
             if j.released {
                 return delete_disks(order, memory);
             }

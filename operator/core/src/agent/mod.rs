@@ -61,8 +61,10 @@ pub struct Guards {
     pub fresh_read: bool,
     /// A boot named dead that beats on the storage stops the start.
     pub dead_beats: bool,
-    /// The journal is closed once a start's call is over.
-    pub close: bool,
+    /// Gate 4: an agent that reads a certificate against its own running boot suspends its VMs.
+    pub suspends: bool,
+    /// Gate 6: the hypervisor's hook lets in only what has an open order in the journal.
+    pub hook: bool,
 }
 
 impl Default for Guards {
@@ -78,7 +80,8 @@ impl Default for Guards {
             drained: true,
             fresh_read: true,
             dead_beats: true,
-            close: true,
+            suspends: true,
+            hook: true,
         }
     }
 }

@@ -25,15 +25,20 @@ impl Brake {
     }
 }
 
+/// So many hosts at once are taken for a trouble of ours: max(2, 30 %) unless the policy says
+/// another number.
+#[must_use]
+pub fn limit(world: &World) -> usize {
+    let share = (world.hosts.len() * 3).div_ceil(10);
+    let named = world.policy_spec().storm_brake_hosts;
+    named.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(|| share.max(2))
+}
+
 /// How the brake stands for these hosts. A host that was shot and is still silent counts once.
 #[must_use]
 pub fn brake(world: &World, hosts: &[HostFacts]) -> Brake {
     let policy = world.policy_spec();
-    let share = (hosts.len() * 3).div_ceil(10);
-    let limit = policy
-        .storm_brake_hosts
-        .and_then(|n| usize::try_from(n).ok())
-        .unwrap_or_else(|| share.max(2));
+    let limit = if world.guards.brake { limit(world) } else { usize::MAX };
     let count = hosts
         .iter()
         .filter(|h| {

@@ -84,11 +84,17 @@ pub struct Lives {
     pub echo_since: Option<Millis>,
     /// A gap longer than this is a break.
     pub limit: Millis,
+    /// A test takes an echo that comes late for one.
+    pub any_echo: bool,
 }
 
 impl Lives {
-    /// Notes the observer's own beat, come back by the watch.
-    pub fn echo(&mut self, now: Millis) {
+    /// Notes the observer's own beat, come back by the watch. One that took longer than the limit
+    /// says that what the watch shows is old: it is no echo (safety §7).
+    pub fn echo(&mut self, sent: Millis, now: Millis) {
+        if now.saturating_sub(sent) > self.limit && !self.any_echo {
+            return;
+        }
         let broken = self.echo_at.is_none_or(|at| now.saturating_sub(at) > self.limit);
         if broken {
             self.echo_since = Some(now);
@@ -254,5 +260,19 @@ impl Lives {
             .map(|(_, at)| *at)
             .chain(lease)
             .max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_beat_of_ones_own_that_comes_back_late_shows_nothing_fresh() {
+        let mut lives = Lives { limit: 5_000, ..Lives::default() };
+        lives.echo(10_000, 40_000);
+        assert!(!lives.api_fresh(40_000));
+        lives.echo(38_000, 40_000);
+        assert!(lives.api_fresh(40_000));
     }
 }

@@ -26,6 +26,7 @@ use self::calls::{
 use self::plugs::tests;
 pub use self::proof::elapsed_bound;
 use self::proof::elapsed_possible;
+pub use self::report::binds;
 use self::report::report;
 use super::brake::Brake;
 use super::host_state::{HostFacts, seconds};
@@ -72,7 +73,8 @@ pub fn plan(world: &World, hosts: &mut [HostFacts], brake: Brake, out: &mut Plan
 
 fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
     let policy = world.policy_spec();
-    if !world.fresh || world.policy.is_none() || !facts.needed || facts.proof.is_some() {
+    let needed = facts.needed || !world.guards.needed;
+    if !world.fresh || world.policy.is_none() || !needed || facts.proof.is_some() {
         return None;
     }
     if crate::lineage::is_paused(world) {
@@ -86,12 +88,12 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
         && facts.state == HostState::Isolated
         && facts.api_silence
             >= seconds(policy.isolated_seconds) + seconds(policy.heartbeat_seconds);
-    if (stuck || isolated) && !(brake.holds() && world.guards.brake) {
+    if (stuck || isolated) && !brake.holds() {
         return Some(Stage::Act);
     }
     let since = facts.silent_since?;
     let silence = world.now.saturating_sub(since);
-    if silence < seconds(policy.act_seconds) || (brake.holds() && world.guards.brake) {
+    if silence < seconds(policy.act_seconds) || brake.holds() {
         Some(Stage::Read)
     } else {
         Some(Stage::Act)
@@ -229,10 +231,7 @@ fn next_call(
         .filter(|r| last_off.is_some_and(|o| o.finished.is_some_and(|f| r.started >= f)))
         .collect();
     let last_read = reads.clone().next_back();
-    let untrusted = device
-        .status
-        .as_ref()
-        .is_some_and(|s| s.untrusted_hosts.contains(&facts.name) && world.guards.plug_trust);
+    let untrusted = device.status.as_ref().is_some_and(|s| s.untrusted_hosts.contains(&facts.name));
     match (last_off, stage) {
         (Some(off), _) => {
             let answered_on = after_off.iter().any(|r| r.result == FenceResult::On);
@@ -266,7 +265,7 @@ fn next_call(
         (None, Stage::Read) => match last_read {
             Some(read) if read.result == FenceResult::Off && !untrusted => {
                 let together = off_by_one_device(world, name);
-                if together >= brake.limit && world.guards.brake {
+                if together >= brake.limit {
                     out.wake(world.now + beat);
                 } else if certificate.is_none() {
                     open(world, facts, out);
@@ -344,7 +343,7 @@ fn refine(world: &World, facts: &mut HostFacts, brake: Brake, certificate: Optio
     let no_device = levels(world, facts).is_empty() || !power_counts(world);
     let elapsed = elapsed_possible(world, facts);
     let no_path = facts.silent_since.is_none();
-    let held = brake.holds() && world.guards.brake;
+    let held = brake.holds();
     facts.state = if (no_device && !elapsed) || all_failed || (held && !ordered) || no_path {
         HostState::AwaitingProof
     } else if ordered {

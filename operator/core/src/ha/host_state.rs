@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, Management, ProofKind};
 
 use super::evidence::Life;
+use super::fencing::binds;
 use crate::world::{Millis, World};
 
 /// What is true of one host.
@@ -107,7 +108,6 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
                 .standing_proof(&facts.uid, &facts.boot)
                 .and_then(|f| f.status.as_ref().and_then(|s| s.proof));
             facts.needed = needed.contains(&(facts.uid.as_str(), facts.boot.as_str()))
-                || (!world.guards.boot && needed.iter().any(|(uid, _)| *uid == facts.uid))
                 || this_boot.is_some_and(|r| {
                     r.inventory.iter().any(|copy| uids.contains(copy.uuid.as_str()))
                 });
@@ -169,11 +169,10 @@ fn paths(
 }
 
 fn both_silent(world: &World, facts: &HostFacts) -> Option<Millis> {
-    match facts.storage_silence {
-        Some(storage) => Some(storage.min(facts.api_silence)),
-        None if !world.guards.second_path => Some(facts.api_silence),
-        None => None,
+    if !world.guards.second_path {
+        return Some(facts.api_silence);
     }
+    facts.storage_silence.map(|storage| storage.min(facts.api_silence))
 }
 
 fn state(
@@ -245,6 +244,9 @@ fn refusal(
     }
     if mode != HostMode::Active {
         return Some("is not Active".to_owned());
+    }
+    if world.fence_of(&facts.uid, &facts.boot).is_some_and(|f| binds(world, f)) {
+        return Some("was taken for dead, and VMs of it were placed; reboot it".to_owned());
     }
     let Some(report) = report else {
         return Some("has not reported in this boot".to_owned());

@@ -114,7 +114,7 @@ impl<'a> Sides<'a> {
             spans: target.order.or(source.order).is_some_and(|o| o.machine.lock.is_some()),
             source,
             target,
-            guarded: world.guards.undecided_move,
+            guarded: world.guards.unknown_move,
             settings: vm.spec.migration,
         }
     }

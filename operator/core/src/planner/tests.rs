@@ -83,7 +83,7 @@ impl Bed {
             self.world.now += 1_000;
             self.counter += 1;
             let now = self.world.now;
-            self.world.lives.echo(now);
+            self.world.lives.echo(now, now);
             let beats: BTreeMap<String, SeenBeat> = alive
                 .iter()
                 .map(|h| {
@@ -380,7 +380,7 @@ fn a_host_that_beats_on_storage_is_isolated_and_not_shot() {
         bed.world.now += 1_000;
         bed.counter += 1;
         let now = bed.world.now;
-        bed.world.lives.echo(now);
+        bed.world.lives.echo(now, now);
         let beats: BTreeMap<String, SeenBeat> = ["h1", "h2", "h3"]
             .iter()
             .map(|h| (format!("uid-{h}"), SeenBeat { boot: bed.boot(h), counter: bed.counter }))
@@ -420,7 +420,7 @@ fn an_observer_that_was_away_counts_no_silence() {
     // The controller itself saw nothing for three minutes, then its own beat comes back.
     bed.world.now += 180_000;
     let now = bed.world.now;
-    bed.world.lives.echo(now);
+    bed.world.lives.echo(now, now);
     let plan = plan(&bed.world);
     assert!(!fence_calls(&plan, "h1").contains(&FenceAction::Off));
     assert!(!plan.intents.iter().any(|i| matches!(i, Intent::OpenFence { .. })));

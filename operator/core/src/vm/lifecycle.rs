@@ -323,7 +323,9 @@ fn not_startable(
 ) -> Option<Word> {
     let key = Key::of(&vm.metadata);
     for disk in machine.disks.iter().filter(|d| !d.read_only) {
-        if let Some(owner) = claims.owner(world, &disk.path).filter(|owner| **owner != key) {
+        if let Some(owner) =
+            claims.owner(world, &disk.path).filter(|owner| **owner != key && world.guards.one_owner)
+        {
             let message = format!(
                 "disk {} ({}) belongs to VM {owner}; name another file, or delete that VM",
                 disk.name, disk.path

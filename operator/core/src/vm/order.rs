@@ -82,7 +82,11 @@ pub fn next_epoch(world: &World, vm: &VirtualMachine, status: &VirtualMachineSta
         })
         .max()
         .unwrap_or(0);
-    status.epoch.max(reported) + 1
+    let open = status.placements.iter().filter(|p| !p.state.is_settled()).map(|p| p.epoch).max();
+    match open {
+        Some(running) if !world.guards.burnt => running + 1,
+        _ => status.epoch.max(reported) + 1,
+    }
 }
 
 /// The status with a new epoch on a host, and the order for it.

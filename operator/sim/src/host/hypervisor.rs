@@ -112,7 +112,8 @@ impl Hypervisor for SimHypervisor {
             self.daemon("list").await?;
             let w = self.0.sim.lock();
             let m = w.machines.get(&self.0.host);
-            Ok(m.map(|m| m.qemus.values().map(live).collect()).unwrap_or_default())
+            let listed = |q: &&Qemu| !q.unlisted;
+            Ok(m.map(|m| m.qemus.values().filter(listed).map(live).collect()).unwrap_or_default())
         }
         .boxed()
     }

@@ -28,6 +28,9 @@ pub enum Rule {
     DeniedBeforeBreak,
     /// Locks are broken of dead boots only.
     BrokenOfDead,
+    /// No lock is broken for one side of a move while the other side waits to take over
+    /// (safety §8.3).
+    DecidedBeforeBreak,
     /// A VM whose order names a lock manager runs with its lock held (S16, safety §6.1).
     LockHeld,
     /// Nothing in use is deleted (S14).
@@ -36,12 +39,12 @@ pub enum Rule {
     NoShotAtEmpty,
     /// No epoch is started twice (S11).
     EpochOnce,
-    /// Epochs of a VM never fall (S9).
+    /// Epochs of a VM never fall, nor do those on a disk, whatever VM uses it (S9, safety §1).
     EpochRises,
 }
 
 /// All predicates.
-pub const RULES: [Rule; 14] = [
+pub const RULES: [Rule; 15] = [
     Rule::OneCopy,
     Rule::OneWriter,
     Rule::FreshMemory,
@@ -51,6 +54,7 @@ pub const RULES: [Rule; 14] = [
     Rule::NoShotForTheApi,
     Rule::DeniedBeforeBreak,
     Rule::BrokenOfDead,
+    Rule::DecidedBeforeBreak,
     Rule::LockHeld,
     Rule::NotInUse,
     Rule::NoShotAtEmpty,
@@ -72,11 +76,12 @@ impl Rule {
             Self::NoShotForTheApi => "trouble of the API alone shoots nobody",
             Self::DeniedBeforeBreak => "access is denied before locks are broken",
             Self::BrokenOfDead => "locks are broken of dead boots only",
+            Self::DecidedBeforeBreak => "no lock is broken for one side of an undecided move",
             Self::LockHeld => "a VM with a lock manager runs with its lock held",
             Self::NotInUse => "nothing in use is deleted",
             Self::NoShotAtEmpty => "a host on which nothing of ours runs is not shot",
             Self::EpochOnce => "an epoch is started at most once",
-            Self::EpochRises => "epochs of a VM never fall",
+            Self::EpochRises => "epochs of a VM, and on a disk, never fall",
         }
     }
 }
@@ -104,6 +109,8 @@ pub struct Oracle {
     pub exercised: BTreeMap<Rule, u64>,
     /// Epochs that were started, by VM uid.
     pub started: BTreeMap<String, BTreeSet<i64>>,
+    /// The highest epoch that was started on each disk, and the VM's uid, by path.
+    pub on_disk: BTreeMap<String, (i64, String)>,
 }
 
 impl Oracle {

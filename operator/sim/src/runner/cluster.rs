@@ -11,7 +11,7 @@ use stockade_agent::AgentConfig;
 use stockade_controller::Context;
 use stockade_core::agent::Guards as AgentGuards;
 use stockade_core::world::Guards;
-use stockade_crds::names::SYSTEM_NAMESPACE;
+use stockade_crds::names::{SYSTEM_NAMESPACE, host_of_namespace};
 use stockade_crds::v1alpha1::{HostFence, StorageKind, VirtualMachine};
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -19,10 +19,10 @@ use tokio::sync::oneshot;
 use super::process::behind;
 use crate::host::gate::Gate;
 use crate::host::{SimFence, SimServer, true_clock};
-use crate::kube::{Fault, FaultId, Refusal, SchemaError, Scope, SimApi};
+use crate::kube::{Fault, FaultId, Refusal, SchemaError, Scope, SimApi, Write};
 use crate::world::model::{Device, Net, Store, WatchdogKind, Way};
 use crate::world::power::{Build, Which};
-use crate::world::{AgentLife, Sim};
+use crate::world::{AgentLife, Sim, World};
 
 /// The storage of every cluster here.
 const STORAGE: &str = "vms";
@@ -91,6 +91,26 @@ pub struct Cluster {
     guards: Guards,
     controllers: Arc<std::sync::Mutex<Controllers>>,
     api_cuts: BTreeMap<(String, Way), FaultId>,
+}
+
+/// Tells the world that a boot was heard, or an epoch ordered.
+fn tell_of_life(world: &mut World, write: &Write) {
+    let host = write.namespace.as_deref().and_then(host_of_namespace);
+    let (Some(host), Some(after)) = (host, &write.after) else { return };
+    match write.kind.as_str() {
+        "Lease" => {
+            let holder = after.value["spec"]["holderIdentity"].as_str().unwrap_or_default();
+            if let Some((_, boot)) = holder.split_once('/') {
+                world.hear(host, boot);
+            }
+        }
+        "Domain" => {
+            if let Some(epoch) = after.value["spec"]["epoch"].as_i64() {
+                world.order(&write.name, epoch);
+            }
+        }
+        _ => {}
+    }
 }
 
 impl Cluster {
@@ -248,10 +268,11 @@ impl Cluster {
         let mut writes = self.api.admin().subscribe();
         tokio::spawn(async move {
             while let Some(write) = writes.recv().await {
+                let Some(sim) = sim.upgrade() else { return };
                 if write.kind != "HostFence" {
+                    tell_of_life(&mut sim.lock(), &write);
                     continue;
                 }
-                let Some(sim) = sim.upgrade() else { return };
                 let Some(fence) = api.admin().get_as::<HostFence>(None, &write.name) else {
                     continue;
                 };
@@ -284,6 +305,7 @@ impl Cluster {
         let faults = self.api.faults();
         let mut world = self.sim.lock();
         world.set_agent_main(main);
+        world.hook_in_force = guards.hook;
         world.on_kernel_stopped(Box::new(move |host| {
             faults.cut(&Scope::Only(vec![format!("host/{host}")]));
         }));

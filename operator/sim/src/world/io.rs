@@ -6,6 +6,9 @@ use super::World;
 use super::model::{Kernel, Net, Qemu, QemuState, Queued, StorageMode, Way, Writer};
 use crate::oracle::Rule;
 
+/// A client sends what its server did not take again after so long; new requests go at once.
+const RESEND_MS: u64 = 5_000;
+
 /// How a host reaches a storage at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -83,6 +86,7 @@ impl World {
         if !m.executes() {
             return;
         }
+        let now = self.now();
         let running: Vec<Qemu> =
             m.qemus.values().filter(|q| q.state == QemuState::Running).cloned().collect();
         for qemu in running {
@@ -92,6 +96,7 @@ impl World {
                     epoch: qemu.epoch,
                     guarded: qemu.lock.is_some() && !qemu.unlocked,
                     unlocked: qemu.unlocked,
+                    again_at: now + RESEND_MS,
                 };
                 match self.reach(host, &disk.storage) {
                     Reach::Yes | Reach::Slow | Reach::NoAnswer => {
@@ -157,11 +162,20 @@ impl World {
         if m.queued.is_empty() || m.kernel != Kernel::Up {
             return;
         }
+        let now = self.now();
         let waiting: Vec<((String, String), Queued)> =
             m.queued.iter().map(|(k, v)| (k.clone(), *v)).collect();
         for ((storage, path), who) in waiting {
             let reach = self.reach(host, &storage);
             if matches!(reach, Reach::Cut) {
+                if let Some(w) =
+                    self.machines.get_mut(host).and_then(|m| m.queued.get_mut(&(storage, path)))
+                {
+                    w.again_at = now + RESEND_MS;
+                }
+                continue;
+            }
+            if now < who.again_at {
                 continue;
             }
             if reach.answers() || reach == Reach::NoAnswer {

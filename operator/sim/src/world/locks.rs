@@ -7,7 +7,7 @@ use stockade_crds::v1alpha1::LockKind;
 use super::World;
 use super::event::{Doer, Seen, What};
 use super::io::Reach;
-use super::model::{DiskLock, Kernel, OpenDisk, QemuState, Queued};
+use super::model::{DiskLock, Kernel, Machine, OpenDisk, QemuState, Queued};
 use super::qemu::Ending;
 use crate::oracle::Rule;
 
@@ -262,6 +262,24 @@ impl World {
         }
         uids.sort();
         uids.dedup();
+        for uid in &uids {
+            let waits = |m: &&Machine| {
+                let side = m.qemus.get(uid).filter(|q| q.by == Doer::Agent);
+                let whole = matches!(m.kernel, Kernel::Up | Kernel::Hung);
+                m.name != host
+                    && whole
+                    && side.is_some_and(|q| {
+                        matches!(q.state, QemuState::Incoming | QemuState::Switched)
+                    })
+            };
+            let other = self.machines.values().find(waits);
+            let excused = excused || other.is_some_and(|m| self.untrue(&m.name, &m.boot_id));
+            let broken = other.map(|other| {
+                let vm = self.vm_names.get(uid).cloned().unwrap_or_default();
+                format!("the lock of {vm} on {host} was broken while {} takes it in", other.name)
+            });
+            self.oracle.judge(at, Rule::DecidedBeforeBreak, broken, excused);
+        }
         for uid in uids {
             let mut seen = Seen::of(What::LockBreak).host(host).holder(host).by(Doer::Controller);
             seen.vm = self.vm_names.get(&uid).cloned();

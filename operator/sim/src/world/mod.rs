@@ -13,6 +13,7 @@ pub(crate) mod moves;
 pub mod power;
 pub(crate) mod qemu;
 mod tick;
+mod untruths;
 pub(crate) mod virsh;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use event::Seen;
 use model::{Device, Disk, Fail, FailOp, Machine, Profile, Store};
 
 pub use io::Reach;
+pub use untruths::Row;
 
 /// Runs an agent's program on a host until it ends.
 pub type AgentMain = Arc<dyn Fn(AgentLife) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -74,6 +76,8 @@ pub struct World {
     pub profiles: BTreeMap<String, Profile>,
     /// Names of VMs by uid.
     pub vm_names: BTreeMap<String, String>,
+    /// The hook of hosts' libvirt refuses what has no open order.
+    pub hook_in_force: bool,
     /// Failures in store.
     pub fails: Vec<Fail>,
     /// What happened since second 0.
@@ -84,6 +88,12 @@ pub struct World {
     pub lied: BTreeSet<(String, String)>,
     /// Boots that a person declared dead.
     pub human: BTreeSet<(String, String)>,
+    /// Renewals of Leases, by host.
+    pub heard: BTreeMap<String, Row>,
+    /// Beats of boots about which an untruth was told, by host and storage.
+    pub beaten: BTreeMap<(String, String), Row>,
+    /// When epochs were ordered after an untruth was told, by VM uid.
+    pub ordered: BTreeMap<(String, i64), u64>,
     /// Boots that are certified dead at this moment, as the API says; the runner keeps it.
     pub certified: BTreeSet<(String, String)>,
     /// Something other than the API has been in trouble.
@@ -116,11 +126,15 @@ impl Sim {
                 devices: BTreeMap::new(),
                 profiles: BTreeMap::new(),
                 vm_names: BTreeMap::new(),
+                hook_in_force: true,
                 fails: Vec::new(),
                 events: Vec::new(),
                 oracle: Oracle::default(),
                 lied: BTreeSet::new(),
                 human: BTreeSet::new(),
+                heard: BTreeMap::new(),
+                beaten: BTreeMap::new(),
+                ordered: BTreeMap::new(),
                 certified: BTreeSet::new(),
                 fault_beyond_api: false,
                 host_actions: 0,
@@ -267,6 +281,11 @@ impl World {
             None => {}
         }
         Some(fail)
+    }
+
+    /// Whether a failure that goes on until it is mended is in store still.
+    pub(crate) fn fails_still(&self, fail: &Fail) -> bool {
+        self.fails.iter().any(|f| f == fail)
     }
 
     /// Ends failures in store. A process that survived a kill dies of the next one.

@@ -145,6 +145,10 @@ pub struct Qemu {
     pub abort: bool,
     /// Its guest was asked to shut down.
     pub asked: bool,
+    /// It has survived SIGKILL.
+    pub undead: bool,
+    /// libvirt has lost it: a daemon that starts anew can't reach the monitor of such a process.
+    pub unlisted: bool,
 }
 
 /// What the watchdog and its feeder are doing.
@@ -312,6 +316,8 @@ pub struct Queued {
     pub guarded: bool,
     /// What it does is not Stockade's doing.
     pub unlocked: bool,
+    /// When the client sends it again: what timed out once is not sent at once.
+    pub again_at: u64,
 }
 
 /// Who wrote to a disk.
@@ -511,7 +517,7 @@ pub enum FailAs {
 }
 
 /// A failure that is in store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fail {
     /// The operation.
     pub op: FailOp,

@@ -11,6 +11,8 @@ use super::model::{Fail, FailAs, FailOp, Kernel, Net, QemuState, Stage};
 use super::qemu::Ending;
 use super::{Sim, World};
 
+/// A target notices this late that its source is without power: nobody closes the connection.
+const KEEPALIVE_MS: u64 = 30_000;
 /// Steps in which the copy looks around.
 const STEP_MS: u64 = 250;
 
@@ -125,8 +127,19 @@ fn failed_move(sim: &Arc<Sim>, host: &str, vm: &str, uid: &str, to: &str, why: &
         .get(to)
         .and_then(|m| m.qemus.get(uid))
         .is_some_and(|q| q.state == QemuState::Incoming);
-    if incoming {
+    if incoming && w.machines.get(host).is_some_and(|m| m.kernel == Kernel::Up) {
         w.end_qemu(to, uid, Ending::Failed);
+    } else if incoming {
+        let (uid, to) = (uid.to_owned(), to.to_owned());
+        let pid = w.machines.get(&to).and_then(|m| m.qemus.get(&uid)).map(|q| q.pid);
+        w.spawn(|sim| async move {
+            sim.wait(KEEPALIVE_MS).await;
+            let mut w = sim.lock();
+            let q = w.machines.get(&to).and_then(|m| m.qemus.get(&uid));
+            if q.is_some_and(|q| Some(q.pid) == pid && q.state == QemuState::Incoming) {
+                w.end_qemu(&to, &uid, Ending::Failed);
+            }
+        });
     }
     w.emit(Seen::of(What::MigrateFailed).vm(vm).host(host).to(to).detail(why));
     HostError::failed("migrate", vm, why)

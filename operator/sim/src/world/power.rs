@@ -353,6 +353,9 @@ impl World {
         m.libvirt_up = false;
         m.libvirt_running = false;
         m.libvirt_life += 1;
+        for qemu in m.qemus.values_mut().filter(|q| q.undead) {
+            qemu.unlisted = true;
+        }
         let (life, host) = (m.libvirt_life, host.to_owned());
         self.tell_connection(&host, false);
         self.spawn(|sim| async move {

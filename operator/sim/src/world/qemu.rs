@@ -103,19 +103,15 @@ impl World {
         let copies: Vec<&Qemu> =
             hosts.iter().filter_map(|h| self.machines.get(h)?.qemus.get(uid)).collect();
         let ours = copies.iter().filter(|q| !q.unlocked).count();
+        let last = copies.iter().map(|q| q.epoch).max().unwrap_or(0);
         let excused = (ours <= 1 && copies.len() > ours)
             || hosts
                 .iter()
-                .any(|h| self.machines.get(h).is_some_and(|m| self.untrue(h, &m.boot_id)));
+                .filter_map(|h| self.machines.get(h))
+                .any(|m| self.excuses(&m.name, &m.boot_id, uid, last));
         let vm = self.vm_names.get(uid).cloned().unwrap_or_else(|| uid.to_owned());
         let broken = (hosts.len() > 1).then(|| format!("{vm} runs on {}", hosts.join(" and ")));
         self.oracle.judge(at, Rule::OneCopy, broken, excused);
-    }
-
-    /// Whether a device or a person told an untruth about a boot.
-    pub(super) fn untrue(&self, host: &str, boot_id: &str) -> bool {
-        let key = (host.to_owned(), boot_id.to_owned());
-        self.lied.contains(&key) || self.human.contains(&key)
     }
 
     /// vCPUs of a process begin to run, or go on.
@@ -158,8 +154,9 @@ impl World {
             });
             if there.is_some() || queued {
                 undone = Some(format!("{vm} started on {host}, not released on {}", other.name));
-                excused |=
-                    there.is_some_and(|q| q.unlocked) || self.untrue(&other.name, &other.boot_id);
+                excused |= there.is_some_and(|q| q.unlocked)
+                    || (self.excuses(&other.name, &other.boot_id, uid, order.epoch)
+                        && !self.beats_beside(&other.name, &other.boot_id, order));
             }
         }
         self.oracle.judge(at, Rule::SettledBeforeStart, undone, excused);
@@ -175,7 +172,15 @@ impl World {
         let fell = epochs.last().is_some_and(|last| *last > order.epoch);
         let text = twice.then(|| format!("{vm}: epoch {} was started twice", order.epoch));
         self.oracle.judge(at, Rule::EpochOnce, text, false);
-        let text = fell.then(|| format!("{vm}: epoch {} after a higher one", order.epoch));
+        let mut text = fell.then(|| format!("{vm}: epoch {} after a higher one", order.epoch));
+        for path in writable_disks(order) {
+            let (last, user) = self.oracle.on_disk.entry(path.clone()).or_default();
+            if *last > order.epoch || (*last == order.epoch && user != uid) {
+                text = Some(format!("{vm}: epoch {} on {path} after {last}", order.epoch));
+            } else {
+                (*last, *user) = (order.epoch, uid.clone());
+            }
+        }
         self.oracle.judge(at, Rule::EpochRises, text, false);
     }
 
@@ -192,7 +197,10 @@ impl World {
             boot_id: order.boot_id.clone(),
             ..DomainView::default()
         };
-        if let Err(why) = hook_allows(&domain, Some(&m.durable.journal), &m.boot_id, |_| false) {
+        let journal = Some(&m.durable.journal);
+        if self.hook_in_force
+            && let Err(why) = hook_allows(&domain, journal, &m.boot_id, |_| false)
+        {
             return Some(format!("the hook refused it: {why}"));
         }
         for disk in &order.machine.disks {
@@ -277,6 +285,8 @@ impl World {
             copied_ms: 0,
             abort: false,
             asked: false,
+            undead: false,
+            unlisted: false,
         };
         if let Some(m) = self.machines.get_mut(host) {
             m.qemus.insert(order.vm.uid.clone(), qemu);
@@ -373,6 +383,8 @@ impl World {
             copied_ms: 0,
             abort: false,
             asked: false,
+            undead: false,
+            unlisted: false,
         };
         if let Some(m) = self.machines.get_mut(host) {
             m.qemus.insert(uid.clone(), qemu);
@@ -398,6 +410,12 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
                 let seen = Seen::of(What::StartFailed).vm(vm).host(host).by(Doer::Agent);
                 sim.lock().emit(seen.detail(why));
                 return Err(HostError::failed("start", vm, why));
+            }
+            // One that is mended goes on, long after its caller has given it up.
+            FailAs::Hang if f.times.is_none() => {
+                while sim.lock().fails_still(f) {
+                    sim.wait(500).await;
+                }
             }
             FailAs::Hang => std::future::pending::<()>().await,
             FailAs::Unknown => {}
@@ -487,6 +505,9 @@ pub(crate) async fn kill(
         && f.how != FailAs::Unknown
     {
         w.emit(Seen::of(What::StopFailed).vm(&vm).host(host).by(by).detail("survives SIGKILL"));
+        if let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
+            q.undead = true;
+        }
         return Err(HostError::failed("kill", vm, "the process does not die"));
     }
     w.end_qemu(host, uid, Ending::Killed(by));

@@ -87,6 +87,7 @@ impl World {
                 && let Some(s) = self.stores.get_mut(&name)
             {
                 s.beats.insert(beat.host_uid.clone(), beat.clone());
+                self.beaten(host, &beat.boot_id, &name);
             }
             if matches!(reach, Reach::Yes | Reach::Slow)
                 && let Some(m) = self.machines.get_mut(host)

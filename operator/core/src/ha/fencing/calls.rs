@@ -33,7 +33,7 @@ pub(super) fn calls<'a>(
         .filter(|c| {
             c.device == device
                 && c.host == facts.name
-                && (c.boot_id == facts.boot || !world.guards.boot)
+                && c.boot_id == facts.boot
                 && c.started >= since
         })
         .collect()

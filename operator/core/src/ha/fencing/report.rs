@@ -7,6 +7,7 @@ use stockade_crds::v1alpha1::{EpochState, FenceAttempt, HostFence, HostFenceStat
 
 use super::calls::{counts_since, levels};
 use super::proof::{elapsed_bound, elapsed_possible, elapsed_proven, human_says, power_proven};
+use crate::gate;
 use crate::ha::host_state::{HostFacts, seconds};
 use crate::plan::{About, Basis, Intent, Plan, Report};
 use crate::world::{FenceResult, Millis, World};
@@ -63,7 +64,7 @@ pub(super) fn report(
     let young = |silence: Millis| silence < beat * 5 / 2;
     let shows_life = young(facts.api_silence) || facts.storage_silence.is_some_and(young);
     let seen = world.lives.beat_seen(&facts.name, &facts.boot);
-    let beats = seen.is_some_and(|at| young(world.now.saturating_sub(at)));
+    let beats = gate::beats(world, &facts.name, &facts.boot);
     if !driven.contains(&facts.name) && is_idle(world, facts, fence, &status) {
         close(fence, out);
         return;
@@ -86,7 +87,7 @@ pub(super) fn report(
         waits = "the word is refused: the host showed life after it; give a new one once it is \
                  silent"
             .to_owned();
-    } else if shows_life && world.guards.life_revokes {
+    } else if shows_life && world.guards.life_bars {
         waits = "the host shows life".to_owned();
     } else if world.fresh {
         let human = human_says(world, facts, word);
@@ -168,13 +169,25 @@ fn is_idle(world: &World, facts: &HostFacts, fence: &HostFence, status: &HostFen
         && !placed_in_its_name(world, fence)
 }
 
+/// Whether a certificate binds its boot: it stands, or a VM was placed in its name before it was
+/// revoked, so that what the boot still has of that VM must not run.
+#[must_use]
+pub fn binds(world: &World, fence: &HostFence) -> bool {
+    fence.status.as_ref().is_some_and(|s| {
+        s.proof.is_some() && (s.revoked.is_none() || placed_in_its_name(world, fence))
+    })
+}
+
 /// Whether a VM was given a new epoch because this boot was proven dead.
 fn placed_in_its_name(world: &World, fence: &HostFence) -> bool {
     world.vms.values().any(|vm| {
         vm.status.as_ref().is_some_and(|s| {
-            s.placements
-                .iter()
-                .any(|p| p.boot_id == fence.spec.boot_id && p.state == EpochState::ProvenDead)
+            let last = s.placements.iter().map(|p| p.epoch).max();
+            s.placements.iter().any(|p| {
+                p.boot_id == fence.spec.boot_id
+                    && p.state == EpochState::ProvenDead
+                    && last.is_some_and(|last| last > p.epoch)
+            })
         })
     })
 }

@@ -31,7 +31,7 @@ struct Arguments {
     /// Prints verdicts alone; events only of the first failed run of each scenario.
     #[arg(long, short)]
     quiet: bool,
-    /// Drops safety rules, to see what each is for: controller.boot,agent.epoch …
+    /// Drops safety rules, to see what each is for: controller.brake,agent.epoch …
     #[arg(long, value_name = "RULES", value_parser = Rules::without)]
     without: Option<Rules>,
     /// Runs at once.

@@ -17,7 +17,7 @@ pub struct Rules {
 /// Names each field of a struct of guards.
 macro_rules! names {
     ($($side:ident: $($field:ident)+;)+) => {
-        /// All rules by name: `controller.boot`.
+        /// All rules by name: `controller.brake`.
         pub const NAMES: &[&str] =
             &[$($(concat!(stringify!($side), ".", stringify!($field)),)+)+];
 
@@ -38,10 +38,11 @@ macro_rules! names {
 }
 
 names! {
-    controller: settled missing_is_no_release boot fresh_read life_revokes read_back plug_trust
-        second_path observer_health brake denial_first cas undecided_move drained;
+    controller: settled missing_is_no_release drained cas fresh_read fresh_off life_revokes
+        life_bars read_back plug_trust one_device armed denial_first one_owner second_path
+        observer_health round_trip brake needed burnt unknown_move undecided_move;
     agent: epoch boot once newer_record older_record own_record gone drained fresh_read dead_beats
-        close;
+        suspends hook;
 }
 
 impl Rules {
@@ -70,12 +71,12 @@ mod tests {
 
     #[test]
     fn rules_are_dropped_by_name_alone() {
-        let rules = Rules::without("controller.boot, agent.epoch").unwrap();
-        let controller = Guards { boot: false, ..Guards::default() };
+        let rules = Rules::without("controller.brake, agent.epoch").unwrap();
+        let controller = Guards { brake: false, ..Guards::default() };
         let agent = AgentGuards { epoch: false, ..AgentGuards::default() };
         assert_eq!((rules.controller, rules.agent), (controller, agent));
-        let wrong = Rules::without("controller.bot").unwrap_err();
-        assert!(wrong.contains("controller.boot"), "{wrong}");
+        let wrong = Rules::without("controller.brak").unwrap_err();
+        assert!(wrong.contains("controller.brake"), "{wrong}");
         for name in NAMES {
             assert!(Rules::without(name).is_ok(), "{name}");
         }
