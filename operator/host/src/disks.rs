@@ -51,16 +51,7 @@ pub async fn ensure(mount: &Path, disk: &MachineDisk, may_create: bool) -> HostR
         }
         make(mount, path, format, disk, create.image.as_deref()).await?;
     }
-    let shown = cmd::run(
-        OP,
-        &disk.path,
-        "qemu-img",
-        &["info", "-U", "-f", format, "--output=json", &disk.path],
-        LOOK_LIMIT,
-    )
-    .await?;
-    let info: Info = serde_json::from_str(&shown)
-        .map_err(|error| HostError::failed(OP, &disk.path, error.to_string()))?;
+    let info = look(path, disk).await?;
     if let Some(backing) = info.backing_filename {
         let message =
             format!("it has a backing file ({backing}); flatten it with qemu-img convert");
@@ -72,6 +63,24 @@ pub async fn ensure(mount: &Path, disk: &MachineDisk, may_create: bool) -> HostR
         cmd::run(OP, &disk.path, "qemu-img", &arguments, COPY_LIMIT).await?;
     }
     Ok(())
+}
+
+/// Reads what there is to know of a disk. A raw one is no more than its bytes; all other formats
+/// are QEMU's to read.
+async fn look(path: &Path, disk: &MachineDisk) -> HostResult<Info> {
+    const OP: &str = "look at disk";
+    let format = match disk.format {
+        DiskFormat::Raw => {
+            let length = fs::symlink_metadata(path).map_err(failed(OP, path))?.len();
+            let virtual_size = i64::try_from(length).unwrap_or(i64::MAX);
+            return Ok(Info { virtual_size, backing_filename: None });
+        }
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    let arguments = ["info", "-U", "-f", format, "--output=json", &disk.path];
+    let shown = cmd::run(OP, &disk.path, "qemu-img", &arguments, LOOK_LIMIT).await?;
+    serde_json::from_str(&shown)
+        .map_err(|error| HostError::failed(OP, &disk.path, error.to_string()))
 }
 
 /// Deletes a disk's file.

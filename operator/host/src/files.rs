@@ -17,6 +17,14 @@ pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     sync_folder(folder)
 }
 
+/// Replaces a file as a whole, for readers of the running boot alone: after a power cut it may be
+/// the old one, the new one, or spoilt.
+pub fn replace_for_this_boot(path: &Path, text: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    fs::write(&temporary, text)?;
+    fs::rename(&temporary, path)
+}
+
 /// Brings the names in a folder onto the disk.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()

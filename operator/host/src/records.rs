@@ -109,7 +109,7 @@ pub fn link(disk: &Path, record: &OwnerRecord) -> HostResult<Linked> {
         Err(Errno::EXIST) => Linked::Exists,
         Err(error) => return Err(failed(OP, &path)(error.into())),
     };
-    remove(&temporary).map_err(failed(OP, &temporary))?;
+    fs::remove_file(&temporary).map_err(failed(OP, &temporary))?;
     sync_folder(&folder).map_err(failed(OP, &folder))?;
     Ok(linked)
 }

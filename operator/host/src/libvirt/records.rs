@@ -1,12 +1,14 @@
-//! What the driver remembers of processes and of starts, on the host's own disk.
+//! What the driver remembers of processes and of starts while the machine is up, whatever becomes
+//! of the agent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::HostResult;
-use crate::files::{failed, remove, replace};
+use crate::files::{failed, remove, replace_for_this_boot};
 use crate::ports::Presence;
 use crate::process::{ProcessId, is_populated, qemus_of};
 
@@ -42,6 +44,9 @@ pub(super) enum Pending {
 pub(super) struct Records {
     folder: PathBuf,
     boot_id: String,
+    /// Held from reading a record until it is written: a look at the domains and a start that has
+    /// just returned both note what they saw.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Records {
@@ -49,7 +54,7 @@ impl Records {
     pub(super) fn open(state: &Path, boot_id: &str) -> HostResult<Self> {
         let folder = state.join("qemus");
         fs::create_dir_all(&folder).map_err(failed("open records", &folder))?;
-        let records = Self { folder, boot_id: boot_id.to_owned() };
+        let records = Self { folder, boot_id: boot_id.to_owned(), writing: Arc::default() };
         for record in records.all() {
             if record.boot_id != boot_id {
                 records.forget(&record.vm_uid, record.epoch)?;
@@ -77,10 +82,15 @@ impl Records {
         serde_json::from_slice(&fs::read(self.path(vm_uid, epoch)).ok()?).ok()
     }
 
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn put(&self, record: &QemuRecord) -> HostResult<()> {
         let path = self.path(&record.vm_uid, record.epoch);
         let text = serde_json::to_vec(record).unwrap_or_default();
-        replace(&path, &text).map_err(failed("record process", &path))
+        // Processes and calls end with the boot, so no record has to outlive it.
+        replace_for_this_boot(&path, &text).map_err(failed("record process", &path))
     }
 
     pub(super) fn forget(&self, vm_uid: &str, epoch: i64) -> HostResult<()> {
@@ -97,6 +107,7 @@ impl Records {
                 self.forget(vm_uid, old.epoch)?;
             }
         }
+        let _writing = self.writing();
         let record = QemuRecord {
             pending_in: Some(pending),
             ..self.get(vm_uid, epoch).unwrap_or_else(|| self.fresh(vm_uid, epoch))
@@ -106,11 +117,13 @@ impl Records {
 
     /// Remembers that a live move may come in.
     pub(super) fn expect_incoming(&self, vm_uid: &str, epoch: i64) -> HostResult<()> {
+        let _writing = self.writing();
         self.put(&QemuRecord { incoming: true, ..self.fresh(vm_uid, epoch) })
     }
 
     /// Remembers that the answer of a start has come.
     pub(super) fn answered(&self, vm_uid: &str, epoch: i64) -> HostResult<()> {
+        let _writing = self.writing();
         match self.get(vm_uid, epoch) {
             Some(record) => self.put(&QemuRecord { pending_in: None, ..record }),
             None => Ok(()),
@@ -119,6 +132,7 @@ impl Records {
 
     /// Remembers that an incoming domain was resumed.
     pub(super) fn resumed(&self, vm_uid: &str) -> HostResult<()> {
+        let _writing = self.writing();
         for record in self.of(vm_uid).into_iter().filter(|record| record.incoming) {
             self.put(&QemuRecord { incoming: false, ..record })?;
         }
@@ -127,6 +141,7 @@ impl Records {
 
     /// Remembers which process runs an epoch.
     pub(super) fn saw(&self, vm_uid: &str, epoch: i64, process: ProcessId) -> HostResult<()> {
+        let _writing = self.writing();
         let old = self.get(vm_uid, epoch);
         if old.as_ref().is_some_and(|old| old.process.as_ref() == Some(&process)) {
             return Ok(());
