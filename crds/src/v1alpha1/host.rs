@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
     category = "stockade",
     printcolumn(name = "State", type_ = "string", json_path = ".status.printableStatus"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "VMs", type_ = "integer", json_path = ".status.vms"),
+    printcolumn(name = "CPUs", type_ = "integer", json_path = ".status.capacity.cpu"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".status.capacity.memory"),
     printcolumn(name = "Fencing", type_ = "string", json_path = ".status.conditions[?(@.type=='FencingReady')].reason"),
     printcolumn(name = "Boot", type_ = "string", json_path = ".status.bootId", priority = 1),
@@ -120,9 +120,6 @@ pub struct HostStatus {
     /// What VMs may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<HostCapacity>,
-    /// VMs that are placed here.
-    #[serde(default)]
-    pub vms: i32,
     /// How life is seen, a path each, as of the last change of state.
     #[serde(default)]
     #[schemars(length(max = 64))]

@@ -70,21 +70,43 @@ const PROGRAM: [u8; 130] = [
     0x00, 0x00, 0x00, 0x00,             // 7e
 ];
 
+/// A guest that does nothing: where many run at once and are not what is looked at, those that
+/// write take the machine for themselves.
+#[rustfmt::skip]
+const IDLE: [u8; 4] = [
+    0xfa,                               // 00     cli
+    0xf4,                               // 01 idle: hlt
+    0xeb, 0xfd,                         // 02     jmp  idle
+];
+
 /// The boot sector with its signature.
 pub fn boot_sector() -> [u8; SECTOR] {
+    bootable(&PROGRAM)
+}
+
+fn bootable(program: &[u8]) -> [u8; SECTOR] {
     let mut sector = [0; SECTOR];
-    sector[..PROGRAM.len()].copy_from_slice(&PROGRAM);
+    sector[..program.len()].copy_from_slice(program);
     sector[510] = 0x55;
     sector[511] = 0xaa;
     sector
+}
+
+/// Writes a disk whose guest boots and halts. It obeys no ACPI.
+pub fn write_idle_disk(path: &Path) -> io::Result<()> {
+    write_disk(path, &bootable(&IDLE))
 }
 
 /// Writes a new raw disk of [`GUEST_DISK_BYTES`] that boots the proving guest.
 ///
 /// Fails where the file exists already: a disk in use is never replaced.
 pub fn write_guest_disk(path: &Path) -> io::Result<()> {
+    write_disk(path, &boot_sector())
+}
+
+fn write_disk(path: &Path, boot_sector: &[u8]) -> io::Result<()> {
     let file = File::options().write(true).create_new(true).open(path)?;
-    file.write_all_at(&boot_sector(), 0)?;
+    file.write_all_at(boot_sector, 0)?;
     file.set_len(GUEST_DISK_BYTES)?;
     file.sync_all()
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 pub use guest::{
     GUEST_DISK_BYTES, boot_sector, guest_boots, guest_counter, guest_domain_xml, write_guest_disk,
+    write_idle_disk,
 };
 pub use namespace::ProcessId;
 pub use rustix::process::Signal;

@@ -1,7 +1,5 @@
 //! Hosts: their namespaces, the orders about the host itself, and their status.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STALLED, VALID};
 use stockade_crds::conditions::{PAUSED, TOLERATES_HOST_FAILURE};
 use stockade_crds::names::host_fence_name;
@@ -25,14 +23,6 @@ use crate::world::World;
 
 /// Namespaces, HostAgents and the status of hosts, storages, lock managers and the policy.
 pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, out: &mut Plan) {
-    let mut open: BTreeMap<&str, usize> = BTreeMap::new();
-    for status in world.vms.values().filter_map(|vm| vm.status.as_ref()) {
-        let unsettled = status.placements.iter().filter(|p| !p.state.is_settled());
-        let on: BTreeSet<&str> = unsettled.map(|p| p.host.as_str()).collect();
-        for host in on {
-            *open.entry(host).or_default() += 1;
-        }
-    }
     for facts in hosts {
         let Some(host) = world.hosts.get(&facts.name) else { continue };
         match world.namespaces.get(&facts.name) {
@@ -40,10 +30,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
             Some(ns) if ns.ours && !ns.terminating => host_agent(world, facts, host, out),
             Some(_) => {}
         }
-        out.hosts.push((
-            facts.name.clone(),
-            host_status(world, facts, host, open.get(facts.name.as_str()).copied().unwrap_or(0)),
-        ));
+        out.hosts.push((facts.name.clone(), host_status(world, facts, host)));
     }
     for (name, storage) in &world.storages {
         out.storages.push((name.clone(), storage_status(world, name, storage)));
@@ -177,7 +164,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
     }
 }
 
-fn host_status(world: &World, facts: &HostFacts, host: &Host, vms: usize) -> Report<HostStatus> {
+fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStatus> {
     let old = host.status.clone().unwrap_or_default();
     let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
     // Ages change every second; they are stored as of the last change of state.
@@ -202,7 +189,6 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host, vms: usize) -> Rep
         capacity: report
             .map(|r| HostCapacity { cpu: r.cpu, memory: quantity::from_mib(r.memory_mib) })
             .or(old.capacity),
-        vms: i32::try_from(vms).unwrap_or(i32::MAX),
         evidence,
         drain: None,
         conditions: Vec::new(),

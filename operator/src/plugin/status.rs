@@ -4,7 +4,7 @@
 //! then), so it is looked at: the Leases say when each host last reached the API, and two looks a
 //! heartbeat apart say whose storage beats others see going on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -59,7 +59,8 @@ pub(super) async fn run(session: &Session, arguments: &Arguments) -> Result<(), 
     };
     print!("{}", summary(policy.as_ref(), vms.as_deref()));
     println!();
-    print!("{}", host_table(&hosts, first.as_ref(), second.as_ref(), wall_millis()));
+    let looks = (first.as_ref(), second.as_ref());
+    print!("{}", host_table(&hosts, vms.as_deref(), looks, wall_millis()));
     let waiting = certificates(&fences, wall_millis());
     if !waiting.is_empty() {
         println!("\nCertificates of dead boots:\n{waiting}");
@@ -162,7 +163,26 @@ fn summary(policy: Option<&AvailabilityPolicy>, vms: Option<&[VirtualMachine]>) 
     text
 }
 
-fn host_table(hosts: &[Host], first: Option<&Look>, second: Option<&Look>, now: i64) -> String {
+/// VMs that are placed on each host: it may run them.
+fn placed(vms: &[VirtualMachine]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for status in vms.iter().filter_map(|vm| vm.status.as_ref()) {
+        let open = status.placements.iter().filter(|p| !p.state.is_settled());
+        let hosts: BTreeSet<&str> = open.map(|p| p.host.as_str()).collect();
+        for host in hosts {
+            *counts.entry(host).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn host_table(
+    hosts: &[Host],
+    vms: Option<&[VirtualMachine]>,
+    (first, second): (Option<&Look>, Option<&Look>),
+    now: i64,
+) -> String {
+    let placed = vms.map(placed);
     let mut rows = Vec::new();
     for host in hosts {
         let name = host.name_any();
@@ -173,9 +193,14 @@ fn host_table(hosts: &[Host], first: Option<&Look>, second: Option<&Look>, now: 
         let well = status.printable_status == HostState::Ready;
         let ready = condition("Ready");
         rows.push(vec![
-            name,
+            name.clone(),
             format!("{:?}", status.printable_status),
-            status.vms.to_string(),
+            or_dash(
+                placed
+                    .as_ref()
+                    .map(|on| on.get(&*name).copied().unwrap_or(0).to_string())
+                    .unwrap_or_default(),
+            ),
             or_dash(status.capacity.map(|c| c.memory.0).unwrap_or_default()),
             or_dash(condition("FencingReady").map(|c| c.reason.clone()).unwrap_or_default()),
             api.map_or_else(|| "-".to_owned(), span),
@@ -272,12 +297,20 @@ mod tests {
     #[test]
     fn a_host_that_is_silent_shows_its_age_and_why() {
         let host: Host = serde_json::from_value(json!({"metadata": {"name": "h1"}, "spec": {},
-            "status": {"printableStatus": "Lost", "hostUid": "u1", "vms": 2,
+            "status": {"printableStatus": "Lost", "hostUid": "u1",
                 "conditions": [{"type": "Ready", "status": "False", "reason": "Lost",
                     "message": "is silent on every path",
                     "lastTransitionTime": "1970-01-01T00:00:00Z"}]}}))
         .unwrap();
-        let text = host_table(&[host], Some(&look_of(20, 5)), Some(&look_of(41, 5)), 60_000);
+        let vm = |state: &str| -> VirtualMachine {
+            serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {"memory": "1Gi"},
+                "status": {"placements": [{"epoch": 1, "host": "h1", "hostUid": "u1",
+                    "bootId": "b", "state": state}]}}))
+            .unwrap()
+        };
+        let vms = [vm("Ordered"), vm("Released"), vm("Ordered")];
+        let (first, second) = (look_of(20, 5), look_of(41, 5));
+        let text = host_table(&[host], Some(&vms), (Some(&first), Some(&second)), 60_000);
         let line = text.lines().nth(1).unwrap();
         let cells: Vec<&str> = line.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
         let silent = "shared silent (seen by h2)";

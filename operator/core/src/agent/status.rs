@@ -155,7 +155,7 @@ fn launched(
             status.state = DomainState::StopFailed;
         }
         Live::Present(d) if d.epoch == order.spec.epoch => {
-            status.state = running_state(order, d, memory, undead)?;
+            status.state = running_state(order, d, memory, undead, now)?;
             status.pending_restart = pending_restart(&order.spec, d, memory);
         }
         Live::Present(_) => return None,
@@ -180,14 +180,17 @@ fn running_state(
     live: &LiveDomain,
     memory: &VmMemory,
     undead: bool,
+    now: u64,
 ) -> Option<DomainState> {
     let stops = matches!(order.spec.want, Want::Stopped | Want::Killed);
     Some(match live.state {
         _ if stops && undead => DomainState::StopFailed,
         LiveState::Dying if undead => DomainState::StopFailed,
         LiveState::Dying => return None,
-        // A kill takes moments: it is said once it is over.
-        _ if stops && memory.shutdown_asked.is_none() => return None,
+        // A kill takes moments, and so do most guests to shut down: it is said once it is over.
+        _ if stops && memory.shutdown_asked.is_none_or(|at| now.saturating_sub(at) < SLOW) => {
+            return None;
+        }
         _ if stops => DomainState::Stopping,
         LiveState::Running => DomainState::Running,
         LiveState::Paused | LiveState::Switched => DomainState::Paused,

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use stockade_crds::v1alpha1::VirtualMachineStatus;
-
 use crate::gate::{self, Gate};
 use crate::ha::{brake::brake, fencing, host_state};
 use crate::hosts;
 use crate::lineage;
 use crate::moves;
 use crate::placement::{Mode, Unplaceable, VmKey, place, relocate};
-use crate::plan::{Intent, Plan, Report};
+use crate::plan::{Intent, Plan};
 use crate::vm::{self, Decision};
 use crate::world::{Key, World};
 
@@ -107,8 +105,7 @@ pub fn plan(world: &World) -> Plan {
                 if let Some(m) = status.migration.as_mut().filter(|m| !m.live && !m.returning) {
                     m.epoch = status.epoch;
                 }
-                let report: Report<VirtualMachineStatus> =
-                    Report { status, conditions: decision.report.conditions.clone() };
+                let report = vm::placed(world, vm, status);
                 decision.report = report.clone();
                 decision.intents.push(Intent::Place {
                     vm: key,
@@ -135,8 +132,9 @@ pub fn plan(world: &World) -> Plan {
         let placed = decision.intents.iter().any(|i| matches!(i, Intent::Place { .. }));
         let first = decision.intents.iter().any(|i| matches!(i, Intent::AddFinalizer { .. }));
         let gone = decision.intents.iter().any(|i| matches!(i, Intent::RemoveFinalizer { .. }));
+        let waits = world.vms.get(&key).is_some_and(|vm| decision.can_wait(vm));
         out.intents.extend(decision.intents);
-        if !placed && !first && !gone {
+        if !placed && !first && !gone && !waits {
             out.vms.push((key, decision.report));
         }
     }

@@ -86,6 +86,9 @@ pub(super) fn note_ends(
                 let text = format!("start on {} failed: {message}", placed.host);
                 intents.push(event(&key, "VmStartFailed", true, text));
             }
+            // Only the disk knew of higher epochs, those of a deleted VM say. The next one is above
+            // them; if it is refused too, that was not all.
+            End::Refused if report.is_some_and(|r| r.highest_record >= placed.epoch) => {}
             End::Refused | End::LockHeld => {
                 failures.refusals += 1;
                 failures.message = message;

@@ -52,6 +52,24 @@ pub struct Decision {
     pub source_stays: bool,
     /// The status is to be swapped, then these orders follow.
     pub swap: Option<Vec<DomainWrite>>,
+    /// Its state passes in moments, and the next will say all of it.
+    pub(crate) passing: bool,
+}
+
+impl Decision {
+    /// Whether its status can wait for the next state: it would only say that a stop was ordered.
+    ///
+    /// Until it is written `observedGeneration` is the earlier one, so that nobody who waits for a
+    /// condition takes the earlier status for an answer.
+    pub(crate) fn can_wait(&self, vm: &VirtualMachine) -> bool {
+        let Some(old) = vm.status.as_ref().filter(|_| self.passing) else { return false };
+        let status = VirtualMachineStatus {
+            observed_generation: old.observed_generation,
+            conditions: old.conditions.clone(),
+            ..self.report.status.clone()
+        };
+        status == *old
+    }
 }
 
 /// Decides about one VM.
@@ -73,6 +91,7 @@ pub fn decide(
         next: None,
         source_stays: false,
         swap: None,
+        passing: false,
     };
     let old = decision.report.status.clone();
     let deleting = vm.metadata.deletion_timestamp.is_some();

@@ -20,4 +20,4 @@ pub use machine::{Claims, Problem, disk_path, resolve};
 pub use order::{basis, domain_order, next_epoch, place_order};
 pub use rows::cluster;
 pub use shutdown::{Fate, fate};
-pub(crate) use word::unplaceable;
+pub(crate) use word::{placed, unplaceable};

@@ -19,7 +19,7 @@ use crate::plan::{DomainWrite, Intent};
 use crate::world::{Millis, World};
 
 /// A stop shows in the status only if it takes longer: most end before.
-const SHOW_STOPPING_AFTER: Millis = 1_000;
+const SHOW_STOPPING_AFTER: Millis = 2_000;
 
 /// What is wanted of a VM's open epoch, whichever it is.
 #[derive(Clone, Copy)]
@@ -165,11 +165,14 @@ fn state_word(
                 let asked = same.is_some_and(|d| d.spec.want != Want::Running);
                 let uid = vm.metadata.uid.as_deref().unwrap_or_default();
                 let age = world.age_of(&format!("domain/{}/{uid}", placed.host));
-                if asked && age >= SHOW_STOPPING_AFTER {
+                // Who deletes it may be watching it go.
+                let leaves = vm.metadata.deletion_timestamp.is_some();
+                if asked && (leaves || age >= SHOW_STOPPING_AFTER) {
                     let message = format!("its guest on {} was asked to stop", placed.host);
                     return Word::new(VmState::Stopping, false, "Stopping", message).running();
                 }
                 decision.wake = Some(world.now + SHOW_STOPPING_AFTER);
+                decision.passing = true;
             }
             let what = if r.state == DomainState::Paused { "in memory, paused" } else { "running" };
             let message = format!("{what} on {}", placed.host);
@@ -303,7 +306,7 @@ fn copies_found(
 }
 
 /// The word while its start is under way; after refusals it stays Blocked until it runs.
-fn ordered(placed: &PlacedEpoch, status: &VirtualMachineStatus, message: &str) -> Word {
+pub(super) fn ordered(placed: &PlacedEpoch, status: &VirtualMachineStatus, message: &str) -> Word {
     if let Some(failures) = status.failures.as_ref().filter(|f| f.refusals > 0) {
         return Word::new(VmState::Blocked, false, "StartRefused", failures.message.clone());
     }

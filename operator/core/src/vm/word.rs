@@ -6,7 +6,9 @@ use stockade_crds::conditions::{
 use stockade_crds::v1alpha1::{VirtualMachine, VirtualMachineStatus, VmState};
 
 use super::lifecycle::{Decision, domain};
-use crate::plan::{About, Event, Intent};
+use super::moving;
+use super::open::ordered;
+use crate::plan::{About, Event, Intent, Report};
 use crate::world::{Key, World};
 
 /// A state word with its reason for the Ready condition.
@@ -118,6 +120,25 @@ pub(super) fn conditions(
             if word.double { word.message.clone() } else { String::new() },
         ),
     ]
+}
+
+/// Makes a status that has just got its new epoch say what the next plan would say of it, so that
+/// the swap is the only write until its host has answered.
+#[must_use]
+pub(crate) fn placed(
+    world: &World,
+    vm: &VirtualMachine,
+    mut status: VirtualMachineStatus,
+) -> Report<VirtualMachineStatus> {
+    let conditions = match status.placements.last() {
+        Some(placed) => {
+            let word = moving::by_stop(&status, true, true, ordered(placed, &status, ""));
+            status.printable_status = word.state;
+            conditions(world, vm, &status, &word)
+        }
+        None => Vec::new(),
+    };
+    Report { status, conditions }
 }
 
 /// The word for a VM that no host takes; `not_ready`: because what it needs is not there.
