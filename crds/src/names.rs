@@ -61,6 +61,15 @@ pub fn domain_name(namespace: &str, name: &str) -> String {
     format!("{namespace}.{name}")
 }
 
+/// The name of a VM's seed secret in the namespace of the host that is to start it.
+#[must_use]
+pub fn seed_secret(vm_uid: &str) -> String {
+    format!("seed-{vm_uid}")
+}
+
+/// The key of such a secret that holds the user-data document.
+pub const SEED_KEY: &str = "userData";
+
 /// The name of the certificate for one boot of a host.
 #[must_use]
 pub fn host_fence_name(host: &str, boot_id: &str) -> String {

@@ -77,6 +77,26 @@ async fn nobody_has_more_rights_than_the_charts_give() {
     let status = [&patch[..], &[r#"{"status":{"observedGeneration":1}}"#, "--subresource=status"]];
     call(&plane, &AGENT_A, &status.concat(), "").expect("the agent's status");
 
+    // A secret of its own host, once the controller has put it there; of a user only one that is
+    // asked for by name, where the chart says so.
+    let own = ["-n", "stockade-host-a"];
+    let role = ["create", "rolebinding", "mine", "--clusterrole=stockade-controller-host"];
+    let me = format!("--user={CONTROLLER}");
+    call(&plane, &controller, &[&role[..], &own, &[&me]].concat(), "").expect("its own binding");
+    let seed = ["create", "secret", "generic", "seed-1", "--from-literal=userData=x"];
+    let seeded = [&seed[..], &own].concat();
+    for tries in 0.. {
+        match call(&plane, &controller, &seeded, "") {
+            Ok(_) => break,
+            Err(error) => assert!(tries < 50, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let read = |namespace| vec!["get", "secret", "seed-1", "-n", namespace];
+    call(&plane, &AGENT_A, &read("stockade-host-a"), "").expect("its own secret");
+    plane.kubectl(&[&seed[..], &["-n", "default"]].concat()).expect("a user's secret");
+    call(&plane, &controller, &read("default"), "").expect("the secret of a seed, by name");
+
     // What must not: each with a word of the refusal.
     let spec = [&patch[..], &[r#"{"spec":{}}"#]].concat();
     let b = ["-n", "stockade-host-b"];
@@ -103,6 +123,18 @@ async fn nobody_has_more_rights_than_the_charts_give() {
             [&["get", "secrets"], &b[..]].concat(),
             String::new(),
             "cannot list",
+        ),
+        ("another's secret", &AGENT_A, read("stockade-host-b"), String::new(), "cannot get"),
+        ("a user's secret", &AGENT_A, read("default"), String::new(), "cannot get"),
+        ("a fence secret", &AGENT_A, read("stockade-system"), String::new(), "cannot get"),
+        ("all secrets", &AGENT_A, vec!["get", "secrets", "-A"], String::new(), "cannot list"),
+        ("a secret of its own", &AGENT_A, seeded.clone(), String::new(), "cannot create"),
+        (
+            "its secret's end",
+            &AGENT_A,
+            [&["delete", "secret", "seed-1"], &own[..]].concat(),
+            String::new(),
+            "cannot delete",
         ),
         ("all Domains", &AGENT_A, vec!["get", "domains", "-A"], String::new(), "cannot list"),
         ("users' VMs", &AGENT_A, vec!["get", "svm", "-A"], String::new(), "cannot list"),
@@ -159,6 +191,27 @@ async fn nobody_has_more_rights_than_the_charts_give() {
         ),
         ("cluster-admin", &controller, bind("cluster-admin"), String::new(), "forbidden"),
         ("an empty role", &controller, bind("admin"), String::new(), "roles of hosts only"),
+        (
+            "a list of users' secrets",
+            &controller,
+            vec!["get", "secrets", "-n", "default"],
+            String::new(),
+            "cannot list",
+        ),
+        (
+            "a secret where the chart names no seeds",
+            &controller,
+            read("kube-system"),
+            String::new(),
+            "cannot get",
+        ),
+        (
+            "a secret of a host without a seed",
+            &controller,
+            [&seed[..], &b[..]].concat(),
+            String::new(),
+            "cannot create",
+        ),
         ("all secrets", &controller, vec!["get", "secrets", "-A"], String::new(), "cannot list"),
         ("the agent's status", &controller, status.concat(), String::new(), "cannot patch"),
         (

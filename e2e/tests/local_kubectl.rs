@@ -209,6 +209,83 @@ impl Desk {
         self.k(&["wait", "--for=condition=Ready", "svm/one", "--timeout=10s"]);
     }
 
+    /// A seed is made of the Secret as it is at the start, by way of a copy that no other host sees
+    /// and that goes when its VM ends.
+    fn a_seed_comes_from_a_secret(&self) {
+        write_guest_disk(&self.disk("default", "seeded")).unwrap();
+        let seeded = "  cloudInit: {userDataSecret: {name: seeded, key: userdata}}\n";
+        self.fed(&["apply", "-f", "-"], &manifest("default", "seeded", seeded));
+        let message = ["get", "svm", "seeded", "-o"];
+        let path = "jsonpath={.status.conditions[?(@.type=='Ready')].message}";
+        let says = |word: &str| {
+            self.until(word, || {
+                let said = self.k(&[&message[..], &[path]].concat());
+                if said.contains(word) { Ok(()) } else { Err(said) }
+            });
+        };
+        says("spec.cloudInit.userDataSecret: there is no Secret \"seeded\" in namespace");
+        self.k(&["create", "secret", "generic", "seeded", "--from-literal=other=x"]);
+        says("Secret \"seeded\" has no key \"userdata\" (it has: other)");
+        assert!(self.k(&["get", "svm", "seeded"]).contains("Blocked"));
+        let fill = |text: &str| {
+            let patch = json!({"stringData": {"userdata": text}}).to_string();
+            self.k(&["patch", "secret", "seeded", "--type=merge", "-p", &patch]);
+        };
+        fill("#cloud-config\npassword: first-word\n");
+        self.k(&["wait", "--for=condition=Ready", "svm/seeded", "--timeout=50s"]);
+        let host = self.host_of("seeded");
+        let namespace = format!("stockade-host-{}", host.name());
+        let uid = self.k(&[&message[..], &["jsonpath={.metadata.uid}"]].concat());
+        let image = host.dir().join(format!("var/lib/stockade/seeds/{uid}.iso"));
+        let holds = |word: &str| {
+            let bytes = fs::read(&image).unwrap();
+            bytes.windows(word.len()).any(|window| window == word.as_bytes())
+        };
+        assert!(holds("first-word") && holds("user-data") && holds(&uid));
+        let copies = || self.k(&["get", "secrets", "-A", "-o", "name"]);
+        assert!(copies().contains(&format!("secret/seed-{uid}")));
+        assert!(self.k(&["get", "secrets", "-n", &namespace, "-o", "name"]).contains(&uid));
+
+        fill("#cloud-config\npassword: second-word\n");
+        let policy = |policy: &str| {
+            let patch = json!({"spec": {"runPolicy": policy}}).to_string();
+            self.k(&["patch", "svm", "seeded", "--type=merge", "-p", &patch]);
+        };
+        assert!(holds("first-word"), "what a guest sees does not change while it runs");
+        policy("Halted");
+        self.until("the copy goes when the VM has stopped", || {
+            let left = copies();
+            if left.contains(&uid) || image.exists() { Err(left) } else { Ok(()) }
+        });
+        policy("Always");
+        self.k(&["wait", "--for=condition=Running", "svm/seeded", "--timeout=50s"]);
+        let host = self.host_of("seeded");
+        let image = host.dir().join(format!("var/lib/stockade/seeds/{uid}.iso"));
+        let bytes = fs::read(&image).unwrap();
+        assert!(bytes.windows(11).any(|window| window == b"second-word"));
+        self.k(&["delete", "svm", "seeded", "--wait"]);
+        assert!(!copies().contains(&uid) && !image.exists());
+
+        // A namespace that the chart does not name keeps its secrets to itself.
+        self.k(&["create", "namespace", "closed"]);
+        self.k(&[
+            "create",
+            "secret",
+            "generic",
+            "seeded",
+            "-n",
+            "closed",
+            "--from-literal=userdata=x",
+        ]);
+        write_guest_disk(&self.disk("closed", "seeded")).unwrap();
+        self.fed(&["apply", "-f", "-"], &manifest("closed", "seeded", seeded));
+        self.until("it says what the controller lacks", || {
+            let said = self.k(&["get", "svm", "seeded", "-n", "closed", "-o", path]);
+            if said.contains("rbac.secretNamespaces") { Ok(()) } else { Err(said) }
+        });
+        self.k(&["delete", "svm", "seeded", "-n", "closed", "--wait"]);
+    }
+
     /// libvirt's own hook refuses what a person starts by hand, on either host.
     fn virsh_by_hand(&self) {
         let host = self.host_of("one");
@@ -352,6 +429,8 @@ async fn a_person_with_kubectl_helm_and_virsh_gets_what_they_ask_and_no_second_c
     log.say("kubectl: apply to edit");
     desk.watched_and_deleted();
     log.say("kubectl: watch and delete");
+    desk.a_seed_comes_from_a_secret();
+    log.say("cloud-init from a Secret");
     desk.a_disk_has_one_owner();
     log.say("one disk, one owner");
     desk.virsh_by_hand();

@@ -290,7 +290,8 @@ pub struct Network {
     pub mac: Option<String>,
 }
 
-/// Seed data for cloud-init: inline, or from a Secret of the VM's namespace.
+/// Seed data for cloud-init: inline, or from a Secret of the VM's namespace. The seed image is made
+/// at each start; a change shows at the next, and never in a running guest.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.userData) != has(self.userDataSecret)").message("spec.cloudInit: give exactly one of userData or userDataSecret"))]
@@ -299,7 +300,8 @@ pub struct CloudInit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16384))]
     pub user_data: Option<String>,
-    /// Key of a Secret that holds the user-data document.
+    /// Key of a Secret that holds the user-data document, as UTF-8. The chart must name the VM's
+    /// namespace in rbac.secretNamespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data_secret: Option<SecretKeySelector>,
     /// The network-config document.

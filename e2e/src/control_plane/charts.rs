@@ -11,6 +11,8 @@ use super::{ControlPlane, Error};
 const KUBE_VERSION: &str = "1.36.3";
 /// The namespace that both charts are installed into.
 pub const SYSTEM_NAMESPACE: &str = "stockade-system";
+/// The one namespace whose secrets the controller may read for cloud-init.
+const SECRET_NAMESPACE: &str = "default";
 
 impl ControlPlane {
     /// Renders both charts and applies them with the identity that installs: the kinds first, and
@@ -26,7 +28,8 @@ impl ControlPlane {
             &["wait", "--for=condition=Established", "--timeout=60s", "-f", "-"],
             &kinds,
         )?;
-        let rest = self.render_chart("stockade", &[])?;
+        let secrets = format!("rbac.secretNamespaces={{{SECRET_NAMESPACE}}}");
+        let rest = self.render_chart("stockade", &["--set", &secrets])?;
         self.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &rest)?;
         Ok(())
     }

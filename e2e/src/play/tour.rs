@@ -3,12 +3,12 @@
 
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use stockade_crds::names::REQUEST_ANNOTATION;
+use stockade_crds::names::{REQUEST_ANNOTATION, host_namespace};
 use stockade_crds::v1alpha1::{
     Domain, Host, MigrationOutcome, VirtualMachine, VirtualMachineMigration,
     VirtualMachineMigrationSpec, VmState,
@@ -89,6 +89,8 @@ impl<'a> Tour<'a> {
             "it runs on {} as QEMU {} (epoch {}), and its guest writes",
             seen.host, seen.qemu.pid, seen.epoch
         ));
+        self.seed_is(Some(&seen.host)).await?;
+        self.log.say("its cloud-init seed was made there, of a Secret that was copied for it");
         Ok(seen)
     }
 
@@ -273,6 +275,7 @@ impl<'a> Tour<'a> {
         if boots != seen.boots {
             return Err(PlayError::Wrong(format!("{boots} boots, not {}", seen.boots)));
         }
+        self.seed_is(None).await?;
         self.log.say("runPolicy Halted: its guest is shut down, the VM is Stopped and Ready");
         Ok(())
     }
@@ -293,6 +296,8 @@ impl<'a> Tour<'a> {
             return Err(PlayError::Wrong(format!("{} Domains are left", left.len())));
         }
         self.nothing_runs()?;
+        self.seed_is(None).await?;
+        self.unlocked()?;
         let disk = self.disk.display().to_string();
         let told = self
             .cluster
@@ -313,7 +318,10 @@ impl<'a> Tour<'a> {
         if record.state != RecordState::Released {
             return Err(PlayError::Wrong(format!("its owner record is {:?}", record.state)));
         }
-        self.log.say(format!("VM and Domain are deleted, an Event says \"{told}\""));
+        self.log.say(format!(
+            "VM and Domain are deleted, no lock, seed image or copied secret is left, an Event \
+             says \"{told}\""
+        ));
         self.log.say(format!("the owner record of epoch {} is released", record.epoch));
         Ok(())
     }
@@ -405,10 +413,46 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
+    /// Waits until the seed image and the copy of its Secret are on this host and on no other.
+    async fn seed_is(&self, on: Option<&str>) -> Result<(), PlayError> {
+        let what = format!("its seed is on {on:?} alone");
+        self.cluster
+            .until(&what, async || {
+                for host in self.cluster.hosts() {
+                    let name = host.name();
+                    let wanted = usize::from(on == Some(name.as_str()));
+                    let folder = host.dir().join("var/lib/stockade/seeds");
+                    let images = std::fs::read_dir(folder).map_or(0, Iterator::count);
+                    let secrets: Api<Secret> =
+                        Api::namespaced(self.cluster.client(), &host_namespace(&name));
+                    let copies = secrets.list(&ListParams::default()).await;
+                    let copies = copies.map_err(|error| error.to_string())?.items.len();
+                    if (images, copies) != (wanted, wanted) {
+                        return Err(format!("{name}: {images} images, {copies} secrets"));
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Fails if anybody holds a lock on the disk.
+    fn unlocked(&self) -> Result<(), PlayError> {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = std::fs::metadata(&self.disk).map_err(PlayError::io("look at the disk"))?.ino();
+        let locks =
+            std::fs::read_to_string("/proc/locks").map_err(PlayError::io("read the locks"))?;
+        let of_disk = |line: &&str| line.contains(&format!(":{inode} "));
+        match locks.lines().find(of_disk) {
+            Some(lock) => Err(PlayError::Wrong(format!("its disk is still locked: {lock}"))),
+            None => Ok(()),
+        }
+    }
+
     /// When the host's agent last renewed its Lease.
     async fn beat(&self, host: &str) -> Result<String, String> {
         use k8s_openapi::api::coordination::v1::Lease;
-        use stockade_crds::names::{AGENT_OBJECT, host_namespace};
+        use stockade_crds::names::AGENT_OBJECT;
         let leases: Api<Lease> = Api::namespaced(self.cluster.client(), &host_namespace(host));
         let lease = leases.get(AGENT_OBJECT).await.map_err(|error| error.to_string())?;
         let renewed = lease.spec.and_then(|spec| spec.renew_time);
@@ -437,9 +481,12 @@ impl<'a> Tour<'a> {
 /// The VM as a person would apply it.
 fn manifest() -> String {
     format!(
-        "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {VM}-seed, namespace: {NAMESPACE}}}\n\
+         stringData: {{userdata: \"#cloud-config\\npassword: demo\\n\"}}\n---\n\
+         apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
          metadata: {{name: {VM}, namespace: {NAMESPACE}}}\nspec:\n  memory: 64Mi\n  \
-         stopGraceSeconds: 30\n  disks:\n    \
+         stopGraceSeconds: 30\n  cloudInit:\n    \
+         userDataSecret: {{name: {VM}-seed, key: userdata}}\n  disks:\n    \
          - {{name: root, storage: {STORAGE}, format: raw, existing: {{path: {VM}.raw}}}}\n"
     )
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use stockade_crds::names::host_namespace;
 use stockade_crds::v1alpha1::{
@@ -134,6 +135,11 @@ impl Context {
     }
 
     pub(crate) fn agents(&self) -> Api<HostAgent> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Copies of the secrets that this host needs.
+    pub(crate) fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 

@@ -1,6 +1,8 @@
 //! Carries intents out: every write with the version it was decided on, and only while this
 //! process leads.
 
+mod seeds;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -103,24 +105,44 @@ async fn one(
             lineage::raise_to(shared, from, above + 1).await?;
             Ok(Vec::new())
         }
-        Intent::AddFinalizer { vm, basis } => finalizer(shared, vm, basis, true).await,
-        Intent::RemoveFinalizer { vm, basis } => finalizer(shared, vm, basis, false).await,
+        Intent::AddFinalizer { vm, basis } => finalizer(shared, world, vm, basis, true).await,
+        Intent::RemoveFinalizer { vm, basis } => finalizer(shared, world, vm, basis, false).await,
         Intent::Place { vm, basis, report, domains, relies_on } => {
             for death in relies_on {
                 if world.guards.fresh_read {
                     read_fresh(shared, world, death).await?;
                 }
             }
+            // Read before the swap: without its secret the VM is not placed at all.
+            let mut copies = Vec::new();
+            for write in domains {
+                copies.push(seeds::read(shared, world, write).await?);
+            }
             let swapped = update_status::swap_vm(shared, world, vm, basis, report).await?;
             shared.observed.placed();
             let mut changes = vec![Change::VirtualMachine(Event::Apply(swapped))];
-            for write in domains {
+            for (write, copy) in domains.iter().zip(copies) {
+                seeds::put(shared, copy).await?;
                 changes.push(write_domain(shared, write).await?);
             }
             Ok(changes)
         }
-        Intent::WriteDomain(write) => Ok(vec![write_domain(shared, write).await?]),
+        Intent::WriteDomain(write) => {
+            let copy = seeds::read(shared, world, write).await?;
+            seeds::put(shared, copy).await?;
+            Ok(vec![write_domain(shared, write).await?])
+        }
+        Intent::RemoveSeed { host, vm_uid, epoch } => {
+            seeds::remove(shared, host, vm_uid, *epoch).await?;
+            Ok(Vec::new())
+        }
         Intent::DeleteDomain { host, vm_uid, basis } => {
+            if let Some(domain) = world.domains.get(&(host.clone(), vm_uid.clone()))
+                && domain.spec.machine.seed.as_ref().is_some_and(|seed| seed.secret.is_some())
+            {
+                // While the order is there, it tells of its copy.
+                seeds::remove(shared, host, vm_uid, domain.spec.epoch).await?;
+            }
             let api: Api<Domain> = Api::namespaced(shared.client(), &host_namespace(host));
             let params = preconditions(basis);
             request(|| format!("deleting Domain {vm_uid}"), api.delete(vm_uid, &params)).await?;
@@ -273,12 +295,13 @@ async fn ensure_namespace(shared: &Shared, host: &str) -> Result<Vec<Change>, Co
 
 async fn finalizer(
     shared: &Shared,
+    world: &World,
     vm: &Key,
     basis: &Basis,
     add: bool,
 ) -> Result<Vec<Change>, ControllerError> {
     let api: Api<VirtualMachine> = Api::namespaced(shared.client(), &vm.namespace);
-    let found = request(|| format!("reading VM {vm}"), api.get(&vm.name)).await?;
+    let Some(found) = world.vms.get(vm) else { return Ok(Vec::new()) };
     let mut finalizers = found.metadata.finalizers.clone().unwrap_or_default();
     finalizers.retain(|f| f != FINALIZER);
     if add {
@@ -287,7 +310,7 @@ async fn finalizer(
     // The version makes the patch a compare-and-swap: others' finalizers are not lost.
     let patch = Patch::Merge(json!({"metadata": {
         "uid": basis.uid,
-        "resourceVersion": found.metadata.resource_version,
+        "resourceVersion": basis.version,
         "finalizers": finalizers,
     }}));
     let params = PatchParams::default();

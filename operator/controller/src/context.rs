@@ -1,6 +1,6 @@
 //! What every part of the controller shares.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +56,10 @@ pub(crate) struct Shared {
     pub(crate) lineage: Mutex<lineage::Known>,
     /// Held while the history's counter is read and written.
     pub(crate) lineage_turn: tokio::sync::Mutex<()>,
+    /// Why the secret of a VM's seed could not be had, and when: by VM uid.
+    pub(crate) seed_refusals: Mutex<BTreeMap<String, (Millis, String)>>,
+    /// Seed secrets that were removed: host, VM uid, epoch.
+    pub(crate) seeds_gone: Mutex<BTreeSet<(String, String, i64)>>,
 }
 
 impl Shared {
@@ -71,6 +75,8 @@ impl Shared {
             relist: watch::Sender::new(0),
             lineage: Mutex::default(),
             lineage_turn: tokio::sync::Mutex::new(()),
+            seed_refusals: Mutex::default(),
+            seeds_gone: Mutex::default(),
         }
     }
 

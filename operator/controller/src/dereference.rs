@@ -1,7 +1,9 @@
 //! From the cache to the snapshot that a plan is made of.
 
 use stockade_core::world::{Key, NamespaceFact, World};
-use stockade_crds::names::{FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME, host_of_namespace};
+use stockade_crds::names::{
+    FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME, host_namespace, host_of_namespace,
+};
 
 use crate::cache::{Cache, Kind};
 use crate::context::{Shared, locked};
@@ -25,6 +27,10 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         cache.lives.any_echo = !shared.context.guards.round_trip;
     }
     note_since(cache, now);
+    locked(&shared.seeds_gone).retain(|(host, uid, epoch)| {
+        let key = Key::new(host_namespace(host), uid);
+        cache.domains.objects.get(&key).is_some_and(|domain| domain.spec.epoch == *epoch)
+    });
     let host_of = |namespace: &str| host_of_namespace(namespace).map(str::to_owned);
     let known = locked(&shared.lineage).clone();
     World {
@@ -70,6 +76,8 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         server: locked(&shared.server).clone(),
         seen_since: cache.seen.iter().map(|(k, (_, at))| (k.clone(), *at)).collect(),
         usage: cache.usage.clone(),
+        seed_refusals: locked(&shared.seed_refusals).clone(),
+        seeds_gone: locked(&shared.seeds_gone).clone(),
         tolerates: cache
             .tolerates
             .filter(|(_, at)| now.saturating_sub(*at) < COUNT_AGAIN_MILLIS)

@@ -26,6 +26,12 @@ pub enum ControllerError {
     /// The authority for live moves can't be used; the sentence says what to do.
     #[error("{0}")]
     Authority(String),
+    /// Something is missing that only people can give.
+    #[error("{what}")]
+    Missing {
+        /// What, and what to do.
+        what: String,
+    },
     /// A request was not answered in time; it may have been carried out.
     #[error("{what} was not answered in time")]
     TimedOut {
@@ -43,6 +49,7 @@ impl ControllerError {
                 status.is_conflict() || status.is_already_exists() || status.is_not_found()
             }
             Self::Api { .. }
+            | Self::Missing { .. }
             | Self::TimedOut { .. }
             | Self::Certificate { .. }
             | Self::Authority(_) => false,

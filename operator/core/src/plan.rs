@@ -123,6 +123,15 @@ pub enum Intent {
         /// Its version.
         basis: Basis,
     },
+    /// Removes the copy of a VM's secret from a host's namespace.
+    RemoveSeed {
+        /// The host.
+        host: String,
+        /// The VM's uid.
+        vm_uid: String,
+        /// The epoch that it was for.
+        epoch: i64,
+    },
     /// Opens a certificate.
     OpenFence {
         /// Its name.

@@ -149,6 +149,10 @@ pub struct World {
     pub seen_since: BTreeMap<String, Millis>,
     /// Measured use by VM uid: thousandths of a CPU, MiB.
     pub usage: BTreeMap<String, (i64, i64)>,
+    /// Why the secret of a VM's seed could not be had, and when: by VM uid.
+    pub seed_refusals: BTreeMap<String, (Millis, String)>,
+    /// Seed secrets that are gone from a host's namespace: host, VM uid, epoch.
+    pub seeds_gone: BTreeSet<(String, String, i64)>,
     /// How many host failures still fit, as counted lately; `None`: to be counted in this plan,
     /// which takes long in a large cluster.
     pub tolerates: Option<usize>,

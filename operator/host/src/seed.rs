@@ -1,6 +1,7 @@
 //! cloud-init seed images (NoCloud): a small ISO 9660 file on the host's own disk.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub async fn ensure(state: &Path, order: &DomainSpec) -> HostResult<()> {
     }
     let image = path(state, &order.vm.uid);
     let folder = image.with_extension("d");
-    fs::create_dir_all(&folder).map_err(failed(OP, &folder))?;
+    make_private(&folder).map_err(failed(OP, &folder))?;
     let metadata = format!("instance-id: {}\nlocal-hostname: {}\n", order.vm.uid, order.vm.name);
     let mut names = Vec::new();
     let contents = [
@@ -51,7 +52,15 @@ pub async fn ensure(state: &Path, order: &DomainSpec) -> HostResult<()> {
         cmd::run(OP, &order.vm.uid, "genisoimage", &arguments, Duration::from_secs(30)).await;
     fs::remove_dir_all(&folder).map_err(failed(OP, &folder))?;
     made?;
+    // It may hold a password; libvirt gives it to the user that runs the QEMU.
+    fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(failed(OP, &new))?;
     fs::rename(&new, &image).map_err(failed(OP, &image))
+}
+
+/// Makes a folder whose content nobody else reads.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700))
 }
 
 /// Removes the seed image of a VM.

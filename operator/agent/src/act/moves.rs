@@ -6,8 +6,8 @@ use stockade_crds::names::domain_name;
 use stockade_crds::v1alpha1::{DomainSpec, End, MigrationSide};
 use stockade_host::ports::MigrateRequest;
 
+use super::Done;
 use super::start::{self, Stop};
-use super::{CALL_SECONDS, Done};
 use crate::context::{Context, timed};
 
 /// Seconds that getting ready may take.
@@ -58,10 +58,7 @@ async fn ready(context: &Context, order: &Order, done: &mut Done) -> Result<(), 
         .map_err(Stop::Later)?;
     let beats = start::dead_beats(context, spec).await?;
     start::take_records(context, spec, resumed, done).await?;
-    let call = context.ports.storage.ensure_seed(spec);
-    timed("make seed", uid, CALL_SECONDS, call)
-        .await
-        .map_err(|e| Stop::Never(End::Void, e.to_string()))?;
+    start::ensure_seed(context, spec).await?;
     let fresh =
         if guards.fresh_read { start::still_ordered(context, order).await? } else { spec.clone() };
     if start::dead_beats(context, &fresh).await? != beats {

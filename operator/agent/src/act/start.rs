@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use stockade_core::agent::observed::{Order, writable_disks};
 use stockade_core::agent::records::{Verdict, judge};
 use stockade_core::agent::types::{Beat, JournalVm, OwnerRecord, Presence, RecordState};
-use stockade_crds::names::domain_name;
+use stockade_crds::names::{SEED_KEY, domain_name};
 use stockade_crds::v1alpha1::{DomainSpec, End, LockReport};
 use stockade_host::HostError;
 use stockade_host::ports::Linked;
@@ -110,10 +110,7 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
             .await
             .map_err(|e| Stop::Never(End::StartFailed, e.to_string()))?;
     }
-    let call = context.ports.storage.ensure_seed(spec);
-    timed("make seed", uid, CALL_SECONDS, call)
-        .await
-        .map_err(|e| Stop::Never(End::StartFailed, e.to_string()))?;
+    ensure_seed(context, spec).await?;
     let fresh = if guards.fresh_read { still_ordered(context, order).await? } else { spec.clone() };
     if dead_beats(context, &fresh).await? != beats {
         return Err(Stop::Never(End::Refused, BEATS_AGAIN.into()));
@@ -130,6 +127,27 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
     launch(context, &fresh, done).await?;
     tidy(context, spec, &verdicts).await;
     Ok(())
+}
+
+/// Makes the seed image of an order, with the secret that lies in this host's namespace.
+pub(super) async fn ensure_seed(context: &Context, spec: &DomainSpec) -> Result<(), Stop> {
+    let uid = spec.vm.uid.as_str();
+    let mut spec = spec.clone();
+    if let Some(seed) = &mut spec.machine.seed
+        && let Some(name) = &seed.secret
+    {
+        let found = request(context.secrets().get_opt(name))
+            .await
+            .map_err(|e| Stop::Later(format!("the seed's secret can't be read: {e}")))?;
+        let text = found.and_then(|secret| secret.data?.remove(SEED_KEY));
+        let text = text.and_then(|bytes| String::from_utf8(bytes.0).ok());
+        let missing = || format!("this host has no secret {name} to make its seed image of");
+        seed.user_data = Some(text.ok_or_else(|| Stop::Never(End::StartFailed, missing()))?);
+    }
+    let call = context.ports.storage.ensure_seed(&spec);
+    timed("make seed", uid, CALL_SECONDS, call)
+        .await
+        .map_err(|e| Stop::Never(End::StartFailed, e.to_string()))
 }
 
 /// The last counters of every boot that the order names dead, on every storage it uses.

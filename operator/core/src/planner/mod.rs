@@ -138,6 +138,7 @@ pub fn plan(world: &World) -> Plan {
             out.vms.push((key, decision.report));
         }
     }
+    vm::remove_copies(world, &mut out);
     out
 }
 

@@ -24,6 +24,7 @@ use super::open::{Asked, open_epoch};
 use super::order::basis;
 use super::removal::delete;
 use super::request::{Request, obey_request, wants_to_run};
+use super::seeds;
 use super::word::{Word, conditions, tell};
 use crate::gate::{self, Gate};
 use crate::ha::host_state::{HostFacts, facts_of};
@@ -275,6 +276,11 @@ fn start(
     };
     if let Some(word) = not_startable(world, vm, claims, &machine) {
         return word;
+    }
+    if let Some((until, why)) = seeds::refused(world, vm) {
+        decision.wake = Some(until);
+        let message = format!("spec.cloudInit.userDataSecret: {why}");
+        return Word::new(VmState::Blocked, false, "SecretNotReady", message).stalled();
     }
     let last = status.placements.last().cloned();
     if let Some(waits) = status.waits_for.clone() {

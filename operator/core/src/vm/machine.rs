@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use stockade_crds::names::seed_secret;
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
     CreateDisk, DiskFormat, LockMode, Machine, MachineDisk, MachineNetwork, Seed, VirtualMachine,
@@ -195,14 +196,8 @@ pub fn resolve(world: &World, vm: &VirtualMachine) -> Result<Machine, Vec<Proble
     let seed = vm.spec.cloud_init.as_ref().map(|c| Seed {
         user_data: c.user_data.clone(),
         network_data: c.network_data.clone(),
-        secret: c.user_data_secret.as_ref().map(|_| format!("seed-{uid}")),
+        secret: c.user_data_secret.as_ref().map(|_| seed_secret(&uid)),
     });
-    if vm.spec.cloud_init.as_ref().is_some_and(|c| c.user_data_secret.is_some()) {
-        problems.push(Problem {
-            field: "spec.cloudInit.userDataSecret".into(),
-            message: "secrets are not copied to hosts yet; give spec.cloudInit.userData".into(),
-        });
-    }
     let lock = world
         .lock_managers
         .values()

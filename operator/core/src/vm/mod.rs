@@ -11,6 +11,7 @@ mod order;
 mod removal;
 mod request;
 mod rows;
+mod seeds;
 mod shutdown;
 mod word;
 
@@ -19,5 +20,6 @@ pub use lifecycle::{Decision, decide};
 pub use machine::{Claims, Problem, disk_path, resolve};
 pub use order::{basis, domain_order, next_epoch, place_order};
 pub use rows::cluster;
+pub use seeds::remove_copies;
 pub use shutdown::{Fate, fate};
 pub(crate) use word::{placed, unplaceable};

@@ -1,4 +1,4 @@
-//! How often a VM's status is written.
+//! How often a VM's status is written, and what waits for its secret.
 
 use super::*;
 use crate::plan::Report;
@@ -73,6 +73,48 @@ fn a_stop_leaves_nothing_unsaid_but_itself() {
     spec(&mut bed, json!({"runPolicy": "Halted"}));
     let (_, said) = plan(&bed.world).vms.remove(0);
     assert!(said.status.pinned.is_some(), "what was pinned is kept at once");
+}
+
+#[test]
+fn a_vm_without_its_secret_is_blocked_and_asked_for_again() {
+    let mut bed = Bed::new();
+    let selector = json!({"name": "seed", "key": "userdata"});
+    spec(&mut bed, json!({"cloudInit": {"userDataSecret": selector}}));
+    let (_, host) = placement(&plan(&bed.world));
+    assert_eq!(host, "h1", "nothing is known against it");
+    let why = "there is no Secret \"seed\"; create it";
+    bed.world.seed_refusals.insert(UID.into(), (bed.world.now, why.into()));
+    let refused = plan(&bed.world);
+    assert!(placements(&refused).is_empty());
+    assert_eq!(word(&refused), VmState::Blocked);
+    let ready = &refused.vms[0].1.conditions[0];
+    assert_eq!(ready.message, format!("spec.cloudInit.userDataSecret: {why}"));
+    assert!(refused.wake_at.is_some(), "it asks again by itself");
+    bed.beat(&["h1", "h2", "h3"], 6);
+    placement(&plan(&bed.world));
+}
+
+#[test]
+fn the_copy_of_a_secret_goes_once_its_epoch_is_released_and_not_before() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    spec(
+        &mut bed,
+        json!({
+            "runPolicy": "Halted", "cloudInit": {"userDataSecret": {"name": "s", "key": "k"}},
+        }),
+    );
+    let removals = |bed: &Bed| {
+        let intents = plan(&bed.world).intents;
+        intents.iter().filter(|i| matches!(i, Intent::RemoveSeed { epoch: 1, .. })).count()
+    };
+    bed.domain("h1", "Stopped", json!({"epoch": 1, "orderId": 2, "state": "Running"}));
+    assert_eq!(removals(&bed), 0, "it may still be started by it");
+    let ended = json!({"epoch": 1, "orderId": 2, "state": "Ended", "released": true});
+    bed.domain("h1", "Stopped", ended);
+    assert_eq!(removals(&bed), 1);
+    bed.world.seeds_gone.insert(("h1".into(), UID.into(), 1));
+    assert_eq!(removals(&bed), 0, "once is enough");
 }
 
 #[test]
