@@ -129,9 +129,10 @@ impl Bench {
         self.all(None).await.map(drop)
     }
 
-    /// Seconds from the first apply until all run, and what ran where.
-    async fn ours(&self) -> Result<(f64, Vec<VirtualMachine>), Error> {
-        let names: Vec<String> = (0..VMS).map(|i| format!("vm{i:02}")).collect();
+    /// Seconds from the first apply until all run, and what ran where. Each round has new VMs on
+    /// new disks: one that a deleted VM has left would bring its owner records along.
+    async fn ours(&self, round: usize) -> Result<(f64, Vec<VirtualMachine>), Error> {
+        let names: Vec<String> = (0..VMS).map(|i| format!("vm{round}x{i:02}")).collect();
         for name in &names {
             self.disk(name, write_idle_disk)?;
         }
@@ -219,13 +220,13 @@ pub fn start(options: &Options) -> Result<(), Error> {
         let cpus = std::thread::available_parallelism()?.get();
         let bench = Bench::new(VMS.div_ceil(cpus).max(3)).await?;
         // The first starts of a libvirtd probe what its QEMU can do.
-        let (_, running) = bench.ours().await?;
+        let (_, running) = bench.ours(0).await?;
         let files = bench.copies(&running)?;
         bench.delete_all().await?;
         let (mut ours, mut peer, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
             let bare = options.peer.then(|| virsh_creates(&files)).transpose()?;
-            let (took, _) = bench.ours().await?;
+            let (took, _) = bench.ours(round).await?;
             bench.delete_all().await?;
             ours.push(took);
             if let Some(bare) = bare {
