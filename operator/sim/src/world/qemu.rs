@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use stockade_core::agent::hook_allows;
+use stockade_core::agent::observed::writable_disks;
 use stockade_core::render::DomainView;
 use stockade_crds::v1alpha1::DomainSpec;
 use stockade_host::error::{HostError, HostResult};
