@@ -48,7 +48,7 @@ fn start(api: &SimApi, name: &str) -> tokio::task::JoinHandle<()> {
 }
 
 fn cluster() -> SimApi {
-    let api = SimApi::new(&stockade_crds::all_crds(), 5).unwrap();
+    let api = SimApi::ours(5).unwrap();
     for name in ["stockade-system", "default"] {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});

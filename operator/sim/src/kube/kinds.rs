@@ -1,6 +1,7 @@
 //! The kinds that are served: the built-in ones that we use, and those of the CRDs handed in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::Value;
@@ -104,6 +105,24 @@ impl Kinds {
             .collect();
         let namespaces = all.iter().position(|k| k.kind == "Namespace").unwrap_or_default();
         Ok(Self { all, by_resource, namespaces })
+    }
+
+    /// The built-in kinds and Stockade's own, made once a process.
+    ///
+    /// # Errors
+    /// A schema that is not served.
+    pub fn ours() -> Result<Arc<Self>, SchemaError> {
+        static OURS: OnceLock<Result<Arc<Kinds>, SchemaError>> = OnceLock::new();
+        // On a thread of its own: the first run of a process draws no more random numbers for it
+        // than the others do.
+        let make = || Self::new(&stockade_crds::all_crds()).map(Arc::new);
+        OURS.get_or_init(|| {
+            std::thread::scope(|scope| match scope.spawn(make).join() {
+                Ok(made) => made,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
+        .clone()
     }
 
     /// The kind of that path.

@@ -16,6 +16,7 @@ mod kinds;
 mod meta;
 mod refusal;
 mod request;
+mod rules;
 mod schema;
 mod selector;
 mod server;
@@ -62,7 +63,18 @@ impl SimApi {
     /// # Errors
     /// A CRD with a schema that is not served.
     pub fn new(crds: &[CustomResourceDefinition], seed: u64) -> Result<Self, SchemaError> {
-        let kinds = kinds::Kinds::new(crds)?;
+        Ok(Self::serving(Arc::new(kinds::Kinds::new(crds)?), seed))
+    }
+
+    /// [`Self::new`] with Stockade's own CRDs.
+    ///
+    /// # Errors
+    /// A CRD with a schema that is not served.
+    pub fn ours(seed: u64) -> Result<Self, SchemaError> {
+        Ok(Self::serving(kinds::Kinds::ours()?, seed))
+    }
+
+    fn serving(kinds: Arc<kinds::Kinds>, seed: u64) -> Self {
         let api = Self { shared: Arc::new(server::Shared::new(kinds, seed)) };
         for name in ["default", "kube-system"] {
             let namespace =
@@ -71,7 +83,7 @@ impl SimApi {
             let _ = api.admin().named("cluster").create(&namespace);
         }
         api.shared.lock().writes.clear();
-        Ok(api)
+        api
     }
 
     /// A client that comes as `identity` (`controller/0`, `host/h1`), whose faults are its own.

@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kube_cel::{CompiledSchema, RootContext};
 use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::refusal::Cause;
+use super::rules::Rules;
 
 /// A schema that this API cannot serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,8 +80,7 @@ struct Node {
 #[derive(Debug)]
 pub struct Schema {
     root: Node,
-    rules: CompiledSchema,
-    context: RootContext,
+    rules: Rules,
 }
 
 impl Schema {
@@ -99,16 +98,9 @@ impl Schema {
             problem,
         };
         let root = Node::read(schema, "").map_err(|(path, problem)| error(&path, problem))?;
-        let rules = kube_cel::compile_schema(schema);
-        if let Some((path, problem)) = first_bad_rule(&rules, "") {
-            return Err(error(&path, problem));
-        }
-        let context = RootContext {
-            api_version: format!("{group}/{version}"),
-            api_group: group.to_owned(),
-            kind: kind.to_owned(),
-        };
-        Ok(Self { root, rules, context })
+        let rules = Rules::compile(schema, (group, version, kind))
+            .map_err(|(path, problem)| error(&path, problem))?;
+        Ok(Self { root, rules })
     }
 
     /// Drops what the schema does not know, and returns the paths of what was dropped.
@@ -142,47 +134,12 @@ impl Schema {
             causes.push(Cause::invalid("<nil>", message));
             return causes;
         }
-        let validator = kube_cel::Validator::new();
-        let verdict =
-            validator.validate_compiled_with_context(&self.rules, object, old, Some(&self.context));
-        let mut broken: Vec<Cause> = verdict
-            .err()
-            .into_iter()
-            .flat_map(kube_cel::ValidationErrors::into_vec)
-            .map(|error| broken_rule(&error))
-            .collect();
-        // The evaluator walks a hash map: its order changes from run to run.
-        broken.sort_by(|a, b| (&a.field, &a.message).cmp(&(&b.field, &b.message)));
-        causes.append(&mut broken);
+        causes.append(&mut self.rules.broken(object, old));
         causes
     }
 }
 
-fn broken_rule(error: &kube_cel::ValidationError) -> Cause {
-    let (reason, prefix) = match error.reason.as_deref() {
-        Some("FieldValueForbidden") => ("FieldValueForbidden", "Forbidden"),
-        Some("FieldValueRequired") => ("FieldValueRequired", "Required value"),
-        Some("FieldValueDuplicate") => ("FieldValueDuplicate", "Duplicate value"),
-        _ => ("FieldValueInvalid", "Invalid value"),
-    };
-    let message = format!("{prefix}: {}", error.message);
-    Cause { reason, field: error.field_path.clone(), message }
-}
-
-fn first_bad_rule(rules: &CompiledSchema, path: &str) -> Option<(String, String)> {
-    if let Some(error) = rules.compilation_errors().first() {
-        return Some((path.to_owned(), error.to_string()));
-    }
-    let properties: BTreeMap<_, _> = rules.properties.iter().collect();
-    properties
-        .into_iter()
-        .map(|(name, child)| (join(path, name), child))
-        .chain(rules.items.iter().map(|c| (format!("{path}[]"), &**c)))
-        .chain(rules.additional_properties.iter().map(|c| (format!("{path}[*]"), &**c)))
-        .find_map(|(path, child)| first_bad_rule(child, &path))
-}
-
-fn join(path: &str, name: &str) -> String {
+pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 

@@ -129,7 +129,7 @@ impl Inner {
 
 /// The API's state.
 pub struct Shared {
-    pub kinds: Kinds,
+    pub kinds: Arc<Kinds>,
     pub seed: u64,
     inner: Mutex<Inner>,
     observers: Mutex<Vec<Observer>>,
@@ -137,7 +137,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(kinds: Kinds, seed: u64) -> Self {
+    pub fn new(kinds: Arc<Kinds>, seed: u64) -> Self {
         let inner = Inner {
             store: Store::new(kinds.iter().count()),
             ids: Rng::stream(seed, "api/ids"),

@@ -71,7 +71,7 @@ fn api() -> SimApi {
 
 #[tokio::test(start_paused = true)]
 async fn our_own_kinds_are_served() {
-    SimApi::new(&stockade_crds::all_crds(), 1).unwrap();
+    SimApi::ours(1).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -124,7 +124,7 @@ impl Cluster {
         guards: Guards,
         agent_guards: AgentGuards,
     ) -> Result<Self, ClusterError> {
-        let api = SimApi::new(&stockade_crds::all_crds(), seed)?;
+        let api = SimApi::ours(seed)?;
         let cluster = Self {
             sim: Sim::new(seed),
             api,
