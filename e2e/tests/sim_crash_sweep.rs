@@ -8,6 +8,8 @@ use std::sync::Mutex;
 use stockade_sim::scenario::run::{Crash, Rules};
 use stockade_sim::scenario::{Scenario, campaign, parse};
 
+stockade_sim::link_hooks!();
+
 /// A life of two VMs: made, started, changed, restarted, stopped, recovered, deleted.
 const LIFE: &str = r#"
 name: a life

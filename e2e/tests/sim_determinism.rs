@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use stockade_sim::random;
 use stockade_sim::scenario::{campaign, output};
 
+stockade_sim::link_hooks!();
+
 /// Everything that a run tells, in one text.
 fn log(seed: u64) -> String {
     let scenario = random::scenario(seed).unwrap();

@@ -15,6 +15,8 @@ use stockade_sim::runner::{Cluster, HostPlan};
 use stockade_sim::scenario::run::{RULE_NAMES, Rules};
 use stockade_sim::scenario::{campaign, load};
 
+stockade_sim::link_hooks!();
+
 /// Seeds of each arm.
 const SEEDS: std::ops::Range<u64> = 1..4;
 

@@ -10,11 +10,13 @@ use stockade_sim::oracle::{RULES, Rule};
 use stockade_sim::random::{self, Symptom};
 use stockade_sim::scenario::{campaign, print};
 
+stockade_sim::link_hooks!();
+
 /// Seeds of one test run; `STOCKADE_SEEDS=A..B` runs others.
 fn seeds() -> std::ops::Range<u64> {
     let wanted = std::env::var("STOCKADE_SEEDS").ok();
     let seeds = wanted.map(|text| campaign::parse_seeds(&text).unwrap());
-    seeds.map_or(1..601, |s| s.start..s.end)
+    seeds.map_or(1..2_001, |s| s.start..s.end)
 }
 
 #[test]

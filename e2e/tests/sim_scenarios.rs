@@ -9,6 +9,8 @@ use std::process::Command;
 use stockade_sim::oracle::{RULES, Rule};
 use stockade_sim::scenario::{Scenario, campaign, load};
 
+stockade_sim::link_hooks!();
+
 /// Seeds of each scenario.
 const SEEDS: std::ops::Range<u64> = 1..6;
 

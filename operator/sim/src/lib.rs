@@ -10,3 +10,6 @@ pub mod rng;
 pub mod runner;
 pub mod scenario;
 pub mod world;
+
+#[cfg(all(test, feature = "hooks"))]
+crate::link_hooks!();

@@ -1,9 +1,8 @@
 //! `simspeed`: how many seconds of a whole cluster one second of one core simulates.
 
 use std::fmt::Write as _;
+use std::process::Command;
 use std::time::Instant;
-
-use stockade_sim::scenario::{campaign, parse};
 
 use crate::Options;
 use crate::report::{Error, Figure};
@@ -31,18 +30,22 @@ fn scenario(hosts: usize, seconds: usize) -> String {
     text
 }
 
-/// Seconds of this process's time that simulating `seconds` takes, beyond reaching second 0.
+/// Seconds that simulating `seconds` takes, beyond reaching second 0. The simulator is a program
+/// of its own: no other has its clock.
 fn cost(hosts: usize, seconds: usize) -> Result<f64, Error> {
+    let program = std::env::current_exe()?.with_file_name("stockade-simulate");
+    let folder = tempfile::tempdir()?;
     let time = |seconds: usize| {
-        let read = parse(&scenario(hosts, seconds), "simspeed", None);
-        let read = read.map_err(|error| Error::Ours(error.to_string()))?;
-        let Some(scenario) = read.first() else {
-            return Err(Error::Ours("no scenario was written".to_owned()));
-        };
+        let file = folder.path().join(format!("{seconds}.yaml"));
+        std::fs::write(&file, scenario(hosts, seconds))?;
         let began = Instant::now();
-        let outcome = campaign::one(scenario, 1).map_err(Error::Ours)?;
+        let output = Command::new(&program).arg(&file).args(["--seeds", "1", "-q"]).output()?;
         let took = began.elapsed().as_secs_f64();
-        if outcome.verdict.passed { Ok(took) } else { Err(Error::Ours(outcome.verdict.lines("-"))) }
+        if output.status.success() {
+            return Ok(took);
+        }
+        let told = [output.stdout, output.stderr].concat();
+        Err(Error::Ours(String::from_utf8_lossy(&told).into_owned()))
     };
     Ok((time(seconds)? - time(1)?).max(f64::EPSILON))
 }

@@ -7,6 +7,8 @@ use clap::Parser;
 use stockade_sim::scenario::campaign::{self, Campaign};
 use stockade_sim::scenario::run::Rules;
 
+stockade_sim::link_hooks!();
+
 /// Runs scenario files against the real controller and agents on simulated hosts. Exits with 0
 /// only if every expectation and every safety invariant held for every seed of every file.
 #[derive(Parser)]

@@ -1,0 +1,46 @@
+//! The simulator's clock and random numbers are in no program that touches real hosts.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The functions that `stockade_sim::link_hooks` replaces.
+const HOOKS: [&str; 2] = ["clock_gettime", "getrandom"];
+
+/// Which of the hooks a program defines itself, by its symbols.
+fn hooks_in(program: &Path) -> Vec<String> {
+    let output = Command::new("nm").arg("--defined-only").arg(program).output().unwrap();
+    assert!(output.status.success(), "nm {}: {output:?}", program.display());
+    let symbols = String::from_utf8(output.stdout).unwrap();
+    let names = symbols.lines().filter_map(|line| line.split_whitespace().nth(2));
+    names.filter(|name| HOOKS.contains(name)).map(str::to_owned).collect()
+}
+
+/// The programs that lie beside the one that plays: all that the workspace builds.
+fn programs() -> Vec<PathBuf> {
+    let play = Path::new(env!("CARGO_BIN_EXE_stockade-play"));
+    let entries = std::fs::read_dir(play.parent().unwrap()).unwrap();
+    let mut programs: Vec<PathBuf> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file() && path.extension().is_none())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().contains("stockade"))
+        .collect();
+    programs.sort();
+    programs
+}
+
+#[test]
+fn only_the_simulator_has_a_clock_of_its_own() {
+    let programs = programs();
+    for name in ["stockade", "stockade-play", "stockade-bench", "stockade-simulate"] {
+        assert!(programs.iter().any(|p| p.ends_with(name)), "{name} is not built: {programs:?}");
+    }
+    for program in programs {
+        let found = hooks_in(&program);
+        if program.ends_with("stockade-simulate") {
+            assert_eq!(found.len(), HOOKS.len(), "{found:?}");
+        } else {
+            assert!(found.is_empty(), "{} has {found:?}", program.display());
+        }
+    }
+}
