@@ -5,8 +5,10 @@ mod fence;
 mod pacemaker;
 mod plan;
 mod report;
+mod scale;
 mod simspeed;
 mod start;
+mod steady;
 
 use std::process::ExitCode;
 
@@ -14,10 +16,11 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 5] = [
+const ROWS: [(&str, Row); 6] = [
     ("plan", plan::run),
     ("fence", fence::run),
     ("simspeed", simspeed::run),
+    ("scale", scale::run),
     ("start", start::start),
     ("writes", start::writes),
 ];
@@ -26,19 +29,22 @@ const ROWS: [(&str, Row); 5] = [
 struct Options {
     /// Measure the peer too.
     peer: bool,
+    /// VMs of the row `scale`.
+    vms: Option<usize>,
 }
 
-const HELP: &str = "usage: stockade-bench [--no-peer] [row…]
+const HELP: &str = "usage: stockade-bench [--no-peer] [--vms=N] [row…]
 rows: plan (planning the failover of a lost host; tight packing)
       fence (off and read back, one host and forty at once)
       simspeed (how fast whole clusters are simulated)
+      scale (VMs on simulated hosts against a real API server; --vms=N, 10000 if left out)
       start (20 VMs at once on local libvirt hosts; root)
       writes (API writes of a VM's life, by the audit log; root)
 --no-peer leaves the peer out; the row `plan` needs about two minutes with it";
 
 fn main() -> ExitCode {
     let mut rows = Vec::new();
-    let mut options = Options { peer: true };
+    let mut options = Options { peer: true, vms: None };
     for word in std::env::args().skip(1) {
         match word.as_str() {
             "--no-peer" => options.peer = false,
@@ -48,7 +54,14 @@ fn main() -> ExitCode {
                 println!("{HELP}");
                 return ExitCode::SUCCESS;
             }
-            _ => rows.push(word),
+            _ => match word.strip_prefix("--vms=").map(str::parse) {
+                Some(Ok(vms)) => options.vms = Some(vms),
+                Some(Err(_)) => {
+                    eprintln!("bench: {word}: give a number");
+                    return ExitCode::from(2);
+                }
+                None => rows.push(word),
+            },
         }
     }
     for row in &rows {

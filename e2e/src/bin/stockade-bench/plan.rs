@@ -26,6 +26,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         eprintln!("bench: plan: crm_simulate (package pacemaker-cli-utils) is not installed");
     }
     failover(peer)?;
+    crate::steady::run()?;
     tight(peer)
 }
 
