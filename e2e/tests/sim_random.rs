@@ -16,7 +16,7 @@ stockade_sim::link_hooks!();
 fn seeds() -> std::ops::Range<u64> {
     let wanted = std::env::var("STOCKADE_SEEDS").ok();
     let seeds = wanted.map(|text| campaign::parse_seeds(&text).unwrap());
-    seeds.map_or(1..2_001, |s| s.start..s.end)
+    seeds.map_or(1..601, |s| s.start..s.end)
 }
 
 #[test]
