@@ -80,6 +80,24 @@ impl Bmc {
         self.port
     }
 
+    /// The Secret in `namespace` and the FenceDevice by which `host` declares it, as a person
+    /// would write them; each is named `bmc-<host>`.
+    #[must_use]
+    pub fn manifests(&self, host: &str, namespace: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\n\
+             metadata: {{name: bmc-{host}, namespace: {namespace}}}\n\
+             stringData: {{username: {LOGIN}, password: \"{}\"}}\n\
+             ---\napiVersion: stockade.dev/v1alpha1\nkind: FenceDevice\n\
+             metadata: {{name: bmc-{host}}}\nspec:\n  agent: fence_ipmilan\n  \
+             parameters: {{ip: 127.0.0.1, ipport: \"{}\", lanplus: \"1\", cipher: \"3\", \
+             power_wait: \"0\"}}\n  \
+             plugs: {{{host}: \"1\"}}\n  secret: bmc-{host}\n",
+            self.password(),
+            self.port()
+        )
+    }
+
     /// The password of [`LOGIN`].
     #[must_use]
     pub fn password(&self) -> &str {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use kube::Client;
 
 use super::{Lab, LabError, Machine, step};
-use crate::bmc::LOGIN;
 use crate::control_plane::{ControlPlane, Options, SYSTEM_NAMESPACE};
 use crate::play::{Program, Programs};
 
@@ -93,24 +92,8 @@ impl Cluster {
     /// declare them: a BMC each, named `bmc-<host>`.
     #[must_use]
     pub fn fence_devices(&self) -> String {
-        let mut text = String::new();
-        for machine in self.lab.machines() {
-            let (name, bmc) = (machine.name(), machine.bmc());
-            let _ = write!(
-                text,
-                "---\napiVersion: v1\nkind: Secret\n\
-                 metadata: {{name: bmc-{name}, namespace: {SYSTEM_NAMESPACE}}}\n\
-                 stringData: {{username: {LOGIN}, password: \"{}\"}}\n\
-                 ---\napiVersion: stockade.dev/v1alpha1\nkind: FenceDevice\n\
-                 metadata: {{name: bmc-{name}}}\nspec:\n  agent: fence_ipmilan\n  \
-                 parameters: {{ip: 127.0.0.1, ipport: \"{}\", lanplus: \"1\", cipher: \"3\", \
-                 power_wait: \"0\"}}\n  \
-                 plugs: {{{name}: \"1\"}}\n  secret: bmc-{name}\n",
-                bmc.password(),
-                bmc.port()
-            );
-        }
-        text
+        let machines = self.lab.machines().iter();
+        machines.map(|m| m.bmc().manifests(m.name(), SYSTEM_NAMESPACE)).collect()
     }
 
     /// Packs the agent as its users get it.

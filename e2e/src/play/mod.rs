@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 pub use self::program::{Program, Programs, tail};
 pub use self::simulated::Simulated;
 pub use self::tour::{moves, tour};
-use crate::bmc::{Bmc, LOGIN};
+use crate::bmc::Bmc;
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
 use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId, Signal};
 
@@ -224,20 +224,9 @@ impl Cluster {
                  spec: {{addresses: {{migration: {}}}, fencing: [{{devices: [bmc-{name}]}}]}}\n",
                 host.address()
             );
-            let Some(bmc) = self.bmcs.get(&name) else { continue };
-            let _ = write!(
-                text,
-                "---\napiVersion: v1\nkind: Secret\n\
-                 metadata: {{name: bmc-{name}, namespace: {SYSTEM_NAMESPACE}}}\n\
-                 stringData: {{username: {LOGIN}, password: \"{}\"}}\n\
-                 ---\napiVersion: stockade.dev/v1alpha1\nkind: FenceDevice\n\
-                 metadata: {{name: bmc-{name}}}\nspec:\n  agent: fence_ipmilan\n  \
-                 parameters: {{ip: 127.0.0.1, ipport: \"{}\", lanplus: \"1\", cipher: \"3\", \
-                 power_wait: \"0\"}}\n  \
-                 plugs: {{{name}: \"1\"}}\n  secret: bmc-{name}\n",
-                bmc.password(),
-                bmc.port()
-            );
+            if let Some(bmc) = self.bmcs.get(&name) {
+                text.push_str(&bmc.manifests(&name, SYSTEM_NAMESPACE));
+            }
         }
         text
     }

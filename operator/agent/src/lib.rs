@@ -18,6 +18,7 @@ mod error;
 mod exports;
 mod heartbeat;
 mod identity;
+mod inventory;
 mod journal;
 mod observe;
 mod reconcile;

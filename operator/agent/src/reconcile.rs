@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::act::{Done, act, copy};
 use crate::context::{Context, locked, timed};
+use crate::inventory::{is_ordered, item};
 use crate::observe::{Inspected, Look, Seen, inspect, look};
 use crate::report::{Report, Reported, report};
 
@@ -770,26 +771,6 @@ fn known(domain: Domain) -> (String, Known) {
     };
     let uid = order.spec.vm.uid.clone();
     (uid, Known { order, acknowledged: version.unwrap_or(0) })
-}
-
-/// Whether a Domain's status speaks, or will speak, of this live domain.
-fn is_ordered(o: &Observed, live: &LiveDomain) -> bool {
-    // What was settled here and runs again is nobody's order.
-    let over = o.journalled(&live.uuid).is_some_and(|j| j.epoch == live.epoch && j.released);
-    !over
-        && o.order(&live.uuid)
-            .is_some_and(|order| order.spec.epoch == live.epoch && order.spec.boot_id == o.boot_id)
-}
-
-fn item(live: &LiveDomain) -> InventoryItem {
-    InventoryItem {
-        name: live.name.clone(),
-        uuid: live.uuid.clone(),
-        epoch: live.epoch,
-        running: live.state == LiveState::Running,
-        cpu_milli: None,
-        memory_mib: None,
-    }
 }
 
 /// Whether no VM of ours is left here: listed, launched, or about to be.
