@@ -261,6 +261,20 @@ impl Lives {
             .chain(lease)
             .max()
     }
+
+    /// The last moment at which this boot lived for sure. What is seen within `late` milliseconds
+    /// of a break in the observer's own view may have happened during it, long before.
+    #[must_use]
+    pub fn surely_alive_at(
+        &self,
+        host: &str,
+        boot_id: &str,
+        now: Millis,
+        late: Millis,
+    ) -> Option<Millis> {
+        let since = self.echo_since.filter(|_| self.api_fresh(now))?;
+        self.last_life(host, boot_id).filter(|at| *at > since + late)
+    }
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ use std::collections::BTreeSet;
 
 use stockade_crds::names::host_fence_name;
 use stockade_crds::v1alpha1::{
-    DomainState, End, FenceAction, FenceDevice, HostFence, HostFenceSpec, HostState, IsolatedHost,
-    ProofKind, StopFailure,
+    DomainState, End, FenceAction, HostFence, HostFenceSpec, HostState, IsolatedHost, ProofKind,
+    StopFailure,
 };
 
 use self::calls::{
@@ -191,7 +191,7 @@ fn drive(
         }
     }
     for name in &levels[index].devices {
-        let Some((device, plug)) = device(world, name, &facts.name) else { continue };
+        let Some((_, plug)) = device(world, name, &facts.name) else { continue };
         let calls = calls(world, facts, name, since);
         if world
             .fence_log
@@ -201,7 +201,7 @@ fn drive(
             continue;
         }
         let spec = (facts, name.as_str(), plug.as_str());
-        next_call(world, spec, device, &calls, stage, brake, certificate, out);
+        next_call(world, spec, &calls, stage, brake, certificate, out);
     }
 }
 
@@ -209,7 +209,6 @@ fn drive(
 fn next_call(
     world: &World,
     (facts, name, plug): (&HostFacts, &str, &str),
-    device: &FenceDevice,
     calls: &[&FenceRecord],
     stage: Stage,
     brake: Brake,
@@ -231,7 +230,6 @@ fn next_call(
         .filter(|r| last_off.is_some_and(|o| o.finished.is_some_and(|f| r.started >= f)))
         .collect();
     let last_read = reads.clone().next_back();
-    let untrusted = device.status.as_ref().is_some_and(|s| s.untrusted_hosts.contains(&facts.name));
     match (last_off, stage) {
         (Some(off), _) => {
             let answered_on = after_off.iter().any(|r| r.result == FenceResult::On);
@@ -263,7 +261,7 @@ fn next_call(
         }
         (None, Stage::Act) => out.intents.push(call(FenceAction::Off)),
         (None, Stage::Read) => match last_read {
-            Some(read) if read.result == FenceResult::Off && !untrusted => {
+            Some(read) if read.result == FenceResult::Off => {
                 let together = off_by_one_device(world, name);
                 if together >= brake.limit {
                     out.wake(world.now + beat);

@@ -96,7 +96,13 @@ pub struct Cluster {
 /// Tells the world that a boot was heard, or an epoch ordered.
 fn tell_of_life(world: &mut World, write: &Write) {
     let host = write.namespace.as_deref().and_then(host_of_namespace);
-    let (Some(host), Some(after)) = (host, &write.after) else { return };
+    let Some(host) = host else { return };
+    if write.kind == "Domain" {
+        let open = write.after.as_ref().filter(|d| d.value["status"]["released"] != true);
+        let boot = open.and_then(|d| d.value["spec"]["bootId"].as_str());
+        world.expect_copy(host, &write.name, boot);
+    }
+    let Some(after) = &write.after else { return };
     match write.kind.as_str() {
         "Lease" => {
             let holder = after.value["spec"]["holderIdentity"].as_str().unwrap_or_default();

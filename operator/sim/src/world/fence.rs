@@ -144,12 +144,23 @@ impl World {
         let Some(m) = self.machines.get(host) else { return };
         // Of a kernel that is down the processes are gone already: nothing to judge.
         if m.kernel == Kernel::Up || m.kernel == Kernel::Hung {
-            let empty = m.qemus.is_empty() && m.queued.is_empty();
+            // An order that was given may have been obeyed: nobody but the host can say.
+            let ordered = self.expected.iter().any(|((h, _), b)| h == host && *b == m.boot_id);
+            let empty = m.qemus.is_empty() && m.queued.is_empty() && !ordered;
             let serving = m.whole(Net::Storage);
             let broken = (empty && m.kernel == Kernel::Up && serving)
                 .then(|| format!("{host} was shot though nothing of ours ran there"));
             self.oracle.judge(at, Rule::NoShotAtEmpty, broken, false);
         }
+    }
+
+    /// An order for a VM on a host was written, or released, or is gone (no boot).
+    pub fn expect_copy(&mut self, host: &str, vm_uid: &str, boot_id: Option<&str>) {
+        let key = (host.to_owned(), vm_uid.to_owned());
+        match boot_id {
+            Some(boot) => self.expected.insert(key, boot.to_owned()),
+            None => self.expected.remove(&key),
+        };
     }
 
     /// A certificate with proof has been written: it must be true.

@@ -94,6 +94,8 @@ pub struct World {
     pub beaten: BTreeMap<(String, String), Row>,
     /// When epochs were ordered after an untruth was told, by VM uid.
     pub ordered: BTreeMap<(String, i64), u64>,
+    /// Boots with an order that they have not released, by host and VM uid.
+    pub expected: BTreeMap<(String, String), String>,
     /// Boots that are certified dead at this moment, as the API says; the runner keeps it.
     pub certified: BTreeSet<(String, String)>,
     /// Something other than the API has been in trouble.
@@ -135,6 +137,7 @@ impl Sim {
                 heard: BTreeMap::new(),
                 beaten: BTreeMap::new(),
                 ordered: BTreeMap::new(),
+                expected: BTreeMap::new(),
                 certified: BTreeSet::new(),
                 fault_beyond_api: false,
                 host_actions: 0,

@@ -10,14 +10,21 @@ pub(super) fn levels<'a>(world: &'a World, facts: &HostFacts) -> &'a [FenceLevel
     world.hosts.get(&facts.name).map_or(&[], |h| h.spec.fencing.as_slice())
 }
 
+/// A device and its plug for a host, if both are of use: a plug that read off for a beating host
+/// proves nothing, and an order through it may cut the power of another machine (safety §3).
 pub(super) fn device<'a>(
     world: &'a World,
     name: &str,
     host: &str,
 ) -> Option<(&'a FenceDevice, String)> {
-    let device = world.fence_devices.get(name)?;
+    let device = world.fence_devices.get(name)?.as_ref();
     let plug = device.spec.plugs.get(host)?;
-    Some((device, plug.clone()))
+    (!world.guards.plug_trust || !is_untrusted(device, host)).then(|| (device, plug.clone()))
+}
+
+/// Whether a device's plug read off while its host was beating, and was not tested since.
+pub(super) fn is_untrusted(device: &FenceDevice, host: &str) -> bool {
+    device.status.as_ref().is_some_and(|s| s.untrusted_hosts.iter().any(|h| h == host))
 }
 
 /// The calls that count: of this boot, begun while every path was already silent.

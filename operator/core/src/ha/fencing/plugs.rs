@@ -26,14 +26,19 @@ pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
         let interval = seconds(device.spec.test_interval_seconds);
         for (host, plug) in &device.spec.plugs {
             let Some(facts) = hosts.iter().find(|h| h.name == *host) else { continue };
-            let last = world.fence_log.iter().rfind(|c| {
-                c.device == *name
-                    && c.host == *host
-                    && c.generation == generation
-                    // What a boot read says nothing about the next one.
-                    && c.boot_id == facts.boot
-                    && c.action == FenceAction::Status
-            });
+            let reads: Vec<&FenceRecord> = world
+                .fence_log
+                .iter()
+                .filter(|c| {
+                    c.device == *name
+                        && c.host == *host
+                        && c.generation == generation
+                        // What a boot read says nothing about the next one.
+                        && c.boot_id == facts.boot
+                        && c.action == FenceAction::Status
+                })
+                .collect();
+            let last = reads.last().copied();
             match last.map(|c| &c.result) {
                 Some(FenceResult::On) if facts.alive => {
                     status.untrusted_hosts.retain(|h| h != host);
@@ -41,7 +46,7 @@ pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
                         status.trusted_hosts.push(host.clone());
                     }
                 }
-                Some(FenceResult::Off) if lived_during(world, facts, last) => {
+                Some(FenceResult::Off) if lived_after(world, facts, since_on(&reads)) => {
                     status.trusted_hosts.retain(|h| h != host);
                     if !status.untrusted_hosts.contains(host) {
                         status.untrusted_hosts.push(host.clone());
@@ -121,11 +126,17 @@ fn said(result: &FenceResult) -> Option<String> {
     })
 }
 
-/// Whether the host beat both before and after a reading. A beat is seen late, by a reader and
-/// its Lease, an interval each: only one that is seen three intervals later was made later.
-pub(super) fn lived_during(world: &World, facts: &HostFacts, read: Option<&FenceRecord>) -> bool {
+/// The first reading of off since the plug last read on: a host whose power is read every second
+/// may beat between two readings, and never three intervals after the last.
+fn since_on<'a>(reads: &[&'a FenceRecord]) -> Option<&'a FenceRecord> {
+    let after = reads.iter().rposition(|c| c.result == FenceResult::On).map_or(0, |i| i + 1);
+    reads.get(after..)?.iter().find(|c| c.result == FenceResult::Off).copied()
+}
+
+/// Whether the host beat after a reading. A beat is seen late, by a reader and its Lease, an
+/// interval each: only one that is seen three intervals later was made later.
+fn lived_after(world: &World, facts: &HostFacts, read: Option<&FenceRecord>) -> bool {
     let late = 3 * seconds(world.policy_spec().heartbeat_seconds);
-    read.and_then(|r| r.finished).is_some_and(|end| {
-        world.lives.last_life(&facts.name, &facts.boot).is_some_and(|at| at > end + late)
-    })
+    let life = world.lives.surely_alive_at(&facts.name, &facts.boot, world.now, late);
+    read.and_then(|r| r.finished).is_some_and(|end| life.is_some_and(|at| at > end + late))
 }

@@ -51,9 +51,6 @@ pub(super) fn power_proven(world: &World, facts: &HostFacts) -> bool {
                 let Some((device, _)) = device(world, name, &facts.name) else { return false };
                 let status = device.status.clone().unwrap_or_default();
                 let trust = world.guards.plug_trust;
-                if trust && status.untrusted_hosts.contains(&facts.name) {
-                    return false;
-                }
                 // A chassis manager that reads as many hosts off as the brake allows may have
                 // failed; readings alone prove nothing then.
                 let many = off_by_one_device(world, name) >= brake::limit(world);

@@ -1,11 +1,12 @@
 //! Certificates: what they say, denial and lock break after the proof, and their end.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::v1alpha1::{EpochState, FenceAttempt, HostFence, HostFenceStatus, ProofKind};
 
-use super::calls::{counts_since, levels};
+use super::calls::{counts_since, device, is_untrusted, levels};
 use super::proof::{elapsed_bound, elapsed_possible, elapsed_proven, human_says, power_proven};
 use crate::gate;
 use crate::ha::host_state::{HostFacts, seconds};
@@ -145,9 +146,10 @@ fn refuse_word(
 ) {
     let name = fence.metadata.name.clone().unwrap_or_default();
     let given = world.seen_since.get(&format!("fence-word/{name}"));
+    let sight = world.lives.echo_since;
     if let (Some(word), Some(given), Some(seen)) = (&fence.spec.confirmation, given, beats)
         // What is seen so much later was beaten after the word.
-        && seen > given + 3 * beat
+        && seen > given.max(&sight.unwrap_or_default()) + 3 * beat
         && status.proof.is_none()
     {
         status.refused_confirmation = Some(word.clone());
@@ -203,16 +205,32 @@ fn close(fence: &HostFence, out: &mut Plan) {
 }
 
 fn awaited(world: &World, facts: &HostFacts) -> String {
-    let devices = levels(world, facts).len();
     let mut ways = Vec::new();
-    if devices > 0 {
+    let (mut usable, mut untrusted) = (false, Vec::new());
+    for level in levels(world, facts) {
+        usable |= level.devices.iter().all(|d| device(world, d, &facts.name).is_some());
+        let of_level = level.devices.iter().filter(|d| {
+            world.fence_devices.get(*d).is_some_and(|device| is_untrusted(device, &facts.name))
+        });
+        untrusted.extend(of_level.map(String::as_str));
+    }
+    if usable {
         ways.push("its power to read off".to_owned());
     }
     if elapsed_possible(world, facts) {
         ways.push("the time after which it has reset itself".to_owned());
     }
     ways.push("a human's word (kubectl stockade fence confirm)".to_owned());
-    format!("waits for {}", ways.join(", or "))
+    let mut text = format!("waits for {}", ways.join(", or "));
+    if !untrusted.is_empty() {
+        let _ = write!(
+            text,
+            "; {} read off while this host was beating: correct its plug for {}",
+            untrusted.join(", "),
+            facts.name
+        );
+    }
+    text
 }
 
 /// Denies the dead boot where it can be denied, then breaks its locks (safety §6.2).
