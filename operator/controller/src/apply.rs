@@ -15,7 +15,7 @@ use kube::core::ObjectMeta;
 use kube::runtime::watcher::Event;
 use serde_json::json;
 use stockade_core::plan::{Basis, DomainWrite, Intent, Plan, ReliesOn};
-use stockade_core::world::{Key, World};
+use stockade_core::world::{Key, OrderKey, World};
 use stockade_crds::names::{
     AGENT_OBJECT, CAUSE_LABEL, FINALIZER, HOST_LABEL, LEADER_LABEL, LINEAGE_ANNOTATION,
     VM_NAME_LABEL, VM_NAMESPACE_LABEL, host_namespace,
@@ -137,7 +137,7 @@ async fn one(
             Ok(Vec::new())
         }
         Intent::DeleteDomain { host, vm_uid, basis } => {
-            if let Some(domain) = world.domains.get(&(host.clone(), vm_uid.clone()))
+            if let Some(domain) = world.domains.get(&OrderKey::new(host.clone(), vm_uid.clone()))
                 && domain.spec.machine.seed.as_ref().is_some_and(|seed| seed.secret.is_some())
             {
                 // While the order is there, it tells of its copy.
@@ -173,8 +173,8 @@ async fn one(
             }
             Ok(Vec::new())
         }
-        Intent::Fence { host, boot_id, device, plug, action } => {
-            fencing::call(shared, world, (host, boot_id), (device, plug), *action);
+        Intent::Fence { host, boot_id, device, plug, action, acts } => {
+            fencing::call(shared, world, (host, boot_id), (device, plug), *action, *acts);
             Ok(Vec::new())
         }
         Intent::Deny { storage, host, boot_id } => {

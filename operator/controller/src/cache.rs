@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use stockade_core::ha::evidence::{LeaseBeat, Lives, SeenBeats};
-use stockade_core::world::{Key, Millis};
+use stockade_core::world::{Key, Millis, OrderKey, World};
 use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION, host_of_namespace};
 use stockade_crds::v1alpha1::{
     AvailabilityPolicy, Domain, FenceDevice, Host, HostAgent, HostFence, Lineage, LockManager,
@@ -18,58 +18,103 @@ use stockade_crds::v1alpha1::{
 use crate::context::Shared;
 use crate::leader::SENT_ANNOTATION;
 
-/// Objects of one kind, by namespace and name.
-pub(crate) struct Kind<K> {
-    pub(crate) objects: BTreeMap<Key, Arc<K>>,
-    listing: Option<BTreeMap<Key, Arc<K>>>,
+/// A kind as the world looks it up.
+pub(crate) trait Indexed: ResourceExt + PartialEq {
+    /// What it is looked up by.
+    type Index: Ord;
+
+    /// Where it stands; none if it is nothing of ours.
+    fn index(&self) -> Option<Self::Index>;
+}
+
+macro_rules! indexed {
+    ($index:ty: $($kind:ident),*; $of:expr) => { $(
+        impl Indexed for $kind {
+            type Index = $index;
+
+            fn index(&self) -> Option<Self::Index> {
+                let of: fn(&Self) -> Option<Self::Index> = $of;
+                of(self)
+            }
+        }
+    )* };
+}
+
+indexed!(Key: VirtualMachine, VirtualMachineMigration; |o| Some(Key::of(&o.metadata)));
+indexed!(String: Host, SharedStorage, LockManager, FenceDevice, HostFence, AvailabilityPolicy;
+    |o| o.metadata.name.clone());
+indexed!(String: HostAgent; |o| {
+    let host = host_of_namespace(o.metadata.namespace.as_deref()?)?;
+    (o.metadata.name.as_deref() == Some(AGENT_OBJECT)).then(|| host.to_owned())
+});
+indexed!(String: Namespace; |o| host_of_namespace(o.metadata.name.as_deref()?).map(str::to_owned));
+indexed!(OrderKey: Domain; |o| {
+    let host = host_of_namespace(o.metadata.namespace.as_deref()?)?;
+    Some(OrderKey::new(host, o.metadata.name.clone()?))
+});
+
+/// Objects of one kind. Each knows its own place, so that a plan borrows the map as it is.
+pub(crate) struct Kind<K: Indexed> {
+    pub(crate) objects: BTreeMap<K::Index, Arc<K>>,
+    listing: Option<BTreeMap<K::Index, Arc<K>>>,
     listed: bool,
 }
 
-impl<K> Default for Kind<K> {
+impl<K: Indexed> Default for Kind<K> {
     fn default() -> Self {
         Self { objects: BTreeMap::new(), listing: None, listed: false }
     }
 }
 
 fn version<K: ResourceExt>(object: &K) -> u64 {
-    object.resource_version().and_then(|v| v.parse().ok()).unwrap_or(0)
+    object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-fn key<K: ResourceExt>(object: &K) -> Key {
-    Key::new(object.namespace().unwrap_or_default(), object.name_any())
-}
-
-impl<K: ResourceExt> Kind<K> {
-    fn take(&mut self, event: Event<K>) {
+impl<K: Indexed> Kind<K> {
+    /// Takes what a watch says; whether that changed anything.
+    fn take(&mut self, event: Event<K>) -> bool {
         match event {
-            Event::Init => self.listing = Some(BTreeMap::new()),
-            Event::InitApply(object) => {
-                if let Some(listing) = &mut self.listing {
-                    listing.insert(key(&object), Arc::new(object));
-                }
+            Event::Init => {
+                self.listing = Some(BTreeMap::new());
+                false
             }
-            Event::InitDone => {
-                if let Some(listing) = self.listing.take() {
+            Event::InitApply(object) => {
+                if let (Some(listing), Some(index)) = (&mut self.listing, object.index()) {
+                    listing.insert(index, Arc::new(object));
+                }
+                false
+            }
+            Event::InitDone => match self.listing.take() {
+                Some(listing) => {
                     self.objects = listing;
                     self.listed = true;
+                    true
                 }
-            }
+                None => false,
+            },
             Event::Apply(object) => self.learn(object),
             Event::Delete(object) => {
-                self.objects.remove(&key(&object));
+                object.index().is_some_and(|index| self.objects.remove(&index).is_some())
             }
         }
     }
 
-    /// Takes an object if it is newer than the one that is known.
-    pub(crate) fn learn(&mut self, object: K) {
-        let key = key(&object);
-        let newer = self.objects.get(&key).is_none_or(|old| {
-            version(old.as_ref()) <= version(&object) || old.uid() != object.uid()
-        });
-        if newer {
-            self.objects.insert(key, Arc::new(object));
+    /// Takes an object if it is newer than the one that is known; whether it was.
+    fn learn(&mut self, mut object: K) -> bool {
+        // Who wrote which field is never asked, and is more than all the rest.
+        object.meta_mut().managed_fields = None;
+        let Some(index) = object.index() else { return false };
+        if let Some(known) = self.objects.get(&index)
+            && known.meta().uid == object.meta().uid
+        {
+            let (old, new) = (version(known.as_ref()), version(&object));
+            // A restored API may count the same number twice.
+            if old > new || (old == new && **known == object) {
+                return false;
+            }
         }
+        self.objects.insert(index, Arc::new(object));
+        true
     }
 }
 
@@ -96,7 +141,12 @@ macro_rules! kinds {
             pub(crate) uneven_since: Option<Millis>,
             /// The highest history that each host has journalled.
             pub(crate) lineages: BTreeMap<String, Lineage>,
-            pub(crate) seen: BTreeMap<String, (String, Millis)>,
+            /// Since when each fact has been as it is.
+            pub(crate) seen_since: BTreeMap<String, Millis>,
+            /// How each fact was when it was last noted.
+            pub(crate) prints: BTreeMap<String, String>,
+            /// Nothing that facts are taken from has changed since they were noted.
+            pub(crate) noted: bool,
             identity: String,
             lease_name: String,
             leases_listed: bool,
@@ -112,7 +162,9 @@ macro_rules! kinds {
                     tolerates: None,
                     uneven_since: None,
                     lineages: BTreeMap::new(),
-                    seen: BTreeMap::new(),
+                    seen_since: BTreeMap::new(),
+                    prints: BTreeMap::new(),
+                    noted: false,
                     identity: shared.context.identity.clone(),
                     lease_name: shared.context.lease.clone(),
                     leases_listed: false,
@@ -124,9 +176,14 @@ macro_rules! kinds {
                 self.leases_listed $(&& self.$field.listed)*
             }
 
-            pub(crate) fn take(&mut self, change: Change, now: Millis) {
+            /// Takes news; whether a plan might come out differently for them at once.
+            pub(crate) fn take(&mut self, change: Change, now: Millis) -> bool {
                 match change {
-                    $(Change::$kind(event) => self.$field.take(event),)*
+                    $(Change::$kind(event) => {
+                        let new = self.$field.take(event);
+                        self.noted &= !new;
+                        new
+                    })*
                     Change::Lease(event) => self.lease(event, now),
                 }
             }
@@ -149,10 +206,29 @@ kinds! {
 }
 
 impl Cache {
-    pub(crate) fn learn(&mut self, answers: Vec<Change>) {
+    /// Takes what our own writes answered; whether anything of it was new.
+    pub(crate) fn learn(&mut self, answers: Vec<Change>, now: Millis) -> bool {
+        let mut new = false;
         for answer in answers {
-            self.take(answer, 0);
+            new |= self.take(answer, now);
         }
+        new
+    }
+
+    /// Takes back what was lent to a plan.
+    pub(crate) fn take_back(&mut self, world: World) {
+        self.vms.objects = world.vms;
+        self.migrations.objects = world.migrations;
+        self.hosts.objects = world.hosts;
+        self.agents.objects = world.agents;
+        self.domains.objects = world.domains;
+        self.storages.objects = world.storages;
+        self.lock_managers.objects = world.lock_managers;
+        self.fence_devices.objects = world.fence_devices;
+        self.fences.objects = world.fences;
+        self.lives = world.lives;
+        self.seen_since = world.seen_since;
+        self.usage = world.usage;
     }
 
     /// Milliseconds until the last plan wants to be made again.
@@ -160,21 +236,10 @@ impl Cache {
         self.wake_at.map_or(u64::MAX, |at| at.saturating_sub(shared.now()).max(1))
     }
 
-    /// Since when `what` has been as `print` says.
-    pub(crate) fn since(&mut self, what: String, print: String, now: Millis) {
-        let entry = self.seen.entry(what).or_insert_with(|| (print.clone(), now));
-        if entry.0 != print {
-            *entry = (print, now);
-        }
-    }
-
-    fn lease(&mut self, event: Event<Lease>, now: Millis) {
+    fn lease(&mut self, event: Event<Lease>, now: Millis) -> bool {
         let lease = match event {
-            Event::Init | Event::Delete(_) => return,
-            Event::InitDone => {
-                self.leases_listed = true;
-                return;
-            }
+            Event::Init | Event::Delete(_) => return false,
+            Event::InitDone => return !std::mem::replace(&mut self.leases_listed, true),
             Event::InitApply(lease) | Event::Apply(lease) => lease,
         };
         let holder =
@@ -182,14 +247,13 @@ impl Cache {
         let name = lease.name_any();
         if name == self.lease_name && holder == self.identity {
             let sent = lease.annotations().get(SENT_ANNOTATION).and_then(|at| at.parse().ok());
-            self.lives.echo(sent.unwrap_or(0), now);
-            return;
+            return self.lives.echo(sent.unwrap_or(0), now);
         }
         let namespace = lease.namespace().unwrap_or_default();
         let Some(host) = host_of_namespace(&namespace).filter(|_| name == AGENT_OBJECT) else {
-            return;
+            return false;
         };
-        let Some((host_uid, boot_id)) = holder.split_once('/') else { return };
+        let Some((host_uid, boot_id)) = holder.split_once('/') else { return false };
         let beats: BTreeMap<String, SeenBeats> = lease
             .annotations()
             .get(BEATS_ANNOTATION)
@@ -201,15 +265,16 @@ impl Cache {
             self.usage.extend(usage);
         }
         let lineage = lease.annotations().get(LINEAGE_ANNOTATION).and_then(|t| t.parse().ok());
-        if let Some(lineage) = lineage {
-            self.lineages.insert(host.to_owned(), lineage);
-        }
+        // Another history may stop everything: that is news.
+        let rewound = lineage.is_some_and(|lineage: Lineage| {
+            self.lineages.insert(host.to_owned(), lineage.clone()) != Some(lineage)
+        });
         let beat = LeaseBeat {
             host_uid: host_uid.to_owned(),
             boot_id: boot_id.to_owned(),
             version: lease.resource_version().unwrap_or_default(),
             beats,
         };
-        self.lives.lease(host, beat, now);
+        self.lives.lease(host, beat, now) || rewound
     }
 }

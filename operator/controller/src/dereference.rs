@@ -1,81 +1,64 @@
 //! From the cache to the snapshot that a plan is made of.
 
-use stockade_core::world::{Key, NamespaceFact, World};
-use stockade_crds::names::{
-    FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME, host_namespace, host_of_namespace,
-};
+use std::collections::BTreeMap;
+use std::mem::take;
 
-use crate::cache::{Cache, Kind};
+use stockade_core::world::{NamespaceFact, OrderKey, World};
+use stockade_crds::names::{FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME};
+
+use crate::cache::Cache;
 use crate::context::{Shared, locked};
 
 /// How many host failures fit is counted so often: it takes long in a large cluster, and
 /// nobody acts on it at once.
 const COUNT_AGAIN_MILLIS: u64 = 10_000;
 
-fn by_name<K>(kind: &Kind<K>) -> std::collections::BTreeMap<String, std::sync::Arc<K>> {
-    kind.objects.iter().map(|(k, v)| (k.name.clone(), v.clone())).collect()
-}
-
-/// The world as it is known now.
+/// The world as it is known now. What it holds is lent: [`Cache::take_back`] wants it again.
 pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
     let now = shared.now();
-    let policy = cache.policies.objects.get(&Key::new("", POLICY_NAME)).cloned();
+    let policy = cache.policies.objects.get(POLICY_NAME).cloned();
     if let Some(policy) = &policy {
         let beat = u64::try_from(policy.spec.heartbeat_seconds).unwrap_or(2);
         // The leader renews every 2 s whatever the hosts' heartbeat is.
         cache.lives.limit = beat.max(2) * 2_000 + 1_000;
         cache.lives.any_echo = !shared.context.guards.round_trip;
     }
-    note_since(cache, now);
+    if !cache.noted {
+        note_since(cache, now);
+    }
     locked(&shared.seeds_gone).retain(|(host, uid, epoch)| {
-        let key = Key::new(host_namespace(host), uid);
+        let key = OrderKey::new(host, uid.clone());
         cache.domains.objects.get(&key).is_some_and(|domain| domain.spec.epoch == *epoch)
     });
-    let host_of = |namespace: &str| host_of_namespace(namespace).map(str::to_owned);
+    let namespaces = cache.namespaces.objects.iter().map(|(host, ns)| {
+        let label = ns.metadata.labels.as_ref().and_then(|l| l.get(HOST_LABEL));
+        let fact = NamespaceFact {
+            ours: label == Some(host),
+            terminating: ns.metadata.deletion_timestamp.is_some(),
+        };
+        (host.clone(), fact)
+    });
     let known = locked(&shared.lineage).clone();
     World {
         now,
         cluster_id: shared.context.cluster_id.clone(),
         fresh: cache.listed() && cache.lives.api_fresh(now),
         policy,
-        vms: cache.vms.objects.clone(),
-        migrations: cache.migrations.objects.clone(),
-        hosts: by_name(&cache.hosts),
-        agents: cache
-            .agents
-            .objects
-            .iter()
-            .filter_map(|(k, v)| Some((host_of(&k.namespace)?, v.clone())))
-            .collect(),
-        namespaces: cache
-            .namespaces
-            .objects
-            .iter()
-            .filter_map(|(k, ns)| {
-                let host = host_of(&k.name)?;
-                let label = ns.metadata.labels.as_ref().and_then(|l| l.get(HOST_LABEL));
-                let fact = NamespaceFact {
-                    ours: label == Some(&host),
-                    terminating: ns.metadata.deletion_timestamp.is_some(),
-                };
-                Some((host, fact))
-            })
-            .collect(),
-        domains: cache
-            .domains
-            .objects
-            .iter()
-            .filter_map(|(k, v)| Some(((host_of(&k.namespace)?, k.name.clone()), v.clone())))
-            .collect(),
-        storages: by_name(&cache.storages),
-        lock_managers: by_name(&cache.lock_managers),
-        fence_devices: by_name(&cache.fence_devices),
-        fences: by_name(&cache.fences),
-        lives: cache.lives.clone(),
+        namespaces: namespaces.collect(),
+        vms: take(&mut cache.vms.objects),
+        migrations: take(&mut cache.migrations.objects),
+        hosts: take(&mut cache.hosts.objects),
+        agents: take(&mut cache.agents.objects),
+        domains: take(&mut cache.domains.objects),
+        storages: take(&mut cache.storages.objects),
+        lock_managers: take(&mut cache.lock_managers.objects),
+        fence_devices: take(&mut cache.fence_devices.objects),
+        fences: take(&mut cache.fences.objects),
+        lives: take(&mut cache.lives),
         fence_log: locked(&shared.fence_log).iter().cloned().collect(),
         server: locked(&shared.server).clone(),
-        seen_since: cache.seen.iter().map(|(k, (_, at))| (k.clone(), *at)).collect(),
-        usage: cache.usage.clone(),
+        seen_since: take(&mut cache.seen_since),
+        usage: take(&mut cache.usage),
         seed_refusals: locked(&shared.seed_refusals).clone(),
         seeds_gone: locked(&shared.seeds_gone).clone(),
         tolerates: cache
@@ -98,47 +81,46 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
 
 /// Notes since when things are as they are: the base of every delay.
 fn note_since(cache: &mut Cache, now: u64) {
-    let mut facts = Vec::new();
-    for (key, domain) in &cache.domains.objects {
-        let Some(host) = host_of_namespace(&key.namespace) else { continue };
+    let mut facts: BTreeMap<String, String> = BTreeMap::new();
+    for (OrderKey { vm_uid, host }, domain) in &cache.domains.objects {
         let generation = domain.metadata.generation.unwrap_or_default();
-        facts.push((format!("domain/{host}/{}", key.name), generation.to_string()));
+        facts.insert(format!("domain/{host}/{vm_uid}"), generation.to_string());
         if let Some(status) = domain.status.as_ref().filter(|s| s.released) {
-            facts.push((format!("settled/{}/{}", key.name, status.epoch), String::new()));
+            facts.insert(format!("settled/{vm_uid}/{}", status.epoch), String::new());
         }
     }
-    for (key, agent) in &cache.agents.objects {
-        let (Some(host), Some(status)) = (host_of_namespace(&key.namespace), &agent.status) else {
-            continue;
-        };
+    for (host, agent) in &cache.agents.objects {
+        let Some(status) = &agent.status else { continue };
         for storage in &status.storages {
-            facts.push((format!("storage/{host}/{}", storage.name), storage.ready.to_string()));
+            facts.insert(format!("storage/{host}/{}", storage.name), storage.ready.to_string());
         }
         if status.going_down.is_some() {
-            facts.push((format!("going-down/{host}"), status.boot_id.clone()));
+            facts.insert(format!("going-down/{host}"), status.boot_id.clone());
         }
     }
-    for (key, host) in &cache.hosts.objects {
+    for (name, host) in &cache.hosts.objects {
         let asked = host.metadata.annotations.as_ref().and_then(|a| a.get(FENCE_TEST_ANNOTATION));
         if let Some(id) = asked {
-            facts.push((format!("fence-test/{}", key.name), id.clone()));
+            facts.insert(format!("fence-test/{name}"), id.clone());
         }
     }
-    for key in cache.fences.objects.keys() {
-        facts.push((format!("fence-open/{}", key.name), String::new()));
-    }
-    for (key, fence) in &cache.fences.objects {
-        let Some(word) = &fence.spec.confirmation else { continue };
-        facts.push((format!("fence-word/{}", key.name), format!("{}/{}", word.by, word.reason)));
+    for (name, fence) in &cache.fences.objects {
+        facts.insert(format!("fence-open/{name}"), String::new());
+        if let Some(word) = &fence.spec.confirmation {
+            facts.insert(format!("fence-word/{name}"), format!("{}/{}", word.by, word.reason));
+        }
     }
     for migration in cache.migrations.objects.values() {
         let outcome = migration.status.as_ref().map(|s| s.outcome).unwrap_or_default();
-        let uid = migration.metadata.uid.clone().unwrap_or_default();
-        facts.push((format!("migration/{uid}"), format!("{outcome:?}")));
+        let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+        facts.insert(format!("migration/{uid}"), format!("{outcome:?}"));
     }
-    let live: std::collections::BTreeSet<String> = facts.iter().map(|(k, _)| k.clone()).collect();
-    cache.seen.retain(|what, _| live.contains(what));
-    for (what, print) in facts {
-        cache.since(what, print, now);
+    cache.seen_since.retain(|what, _| facts.contains_key(what));
+    for (what, print) in &facts {
+        if cache.prints.get(what) != Some(print) || !cache.seen_since.contains_key(what) {
+            cache.seen_since.insert(what.clone(), now);
+        }
     }
+    cache.prints = facts;
+    cache.noted = true;
 }

@@ -30,6 +30,7 @@ pub(crate) fn call(
     (host, boot_id): (&str, &str),
     (device, plug): (&str, &str),
     action: FenceAction,
+    acts: bool,
 ) {
     let (Some(object), Some(runner)) = (world.fence_devices.get(device), &shared.context.fence)
     else {
@@ -41,6 +42,7 @@ pub(crate) fn call(
         boot_id: boot_id.to_owned(),
         generation: object.metadata.generation.unwrap_or_default(),
         action,
+        acts,
         started: shared.now(),
         finished: None,
         result: FenceResult::Pending,

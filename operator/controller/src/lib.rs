@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::cache::Cache;
 use crate::context::Shared;
@@ -44,7 +45,9 @@ use crate::context::Shared;
 /// Changes are gathered for so long before a plan is made.
 const GATHER: Duration = Duration::from_millis(20);
 /// A plan is made at least so often: evidence ages without any change.
-const TICK_MILLIS: u64 = 500;
+const TICK: Duration = Duration::from_secs(1);
+/// One that doesn't lead looks so often whether it does.
+const STANDBY: Duration = Duration::from_millis(500);
 
 /// Runs until `shutdown` ends. Plans only while it leads; otherwise it keeps its world warm.
 ///
@@ -74,16 +77,20 @@ pub async fn run_observed(
     let loop_shared = Arc::clone(&shared);
     let plan = async move {
         let mut cache = Cache::new(&loop_shared);
+        let mut due = Instant::now();
         loop {
-            let wait = Duration::from_millis(TICK_MILLIS.min(cache.wake_in(&loop_shared)));
-            tokio::select! {
-                biased;
-                change = news.recv() => match change {
-                    Some(change) => cache.take(change, loop_shared.now()),
-                    None => return,
-                },
-                () = loop_shared.fence_done.notified() => {}
-                () = tokio::time::sleep(wait) => {}
+            // A beat that only goes on is taken in passing: a thousand hosts beat all the time.
+            let mut wanted = false;
+            while !wanted {
+                wanted = tokio::select! {
+                    biased;
+                    change = news.recv() => match change {
+                        Some(change) => cache.take(change, loop_shared.now()),
+                        None => return,
+                    },
+                    () = loop_shared.fence_done.notified() => true,
+                    () = tokio::time::sleep_until(due) => true,
+                };
             }
             tokio::time::sleep(GATHER).await;
             while let Ok(change) = news.try_recv() {
@@ -92,6 +99,7 @@ pub async fn run_observed(
             let (leads, listed) = (loop_shared.leads().is_some(), cache.listed());
             loop_shared.observed.turn(listed, leads);
             if !leads || !listed {
+                due = Instant::now() + STANDBY;
                 continue;
             }
             let world = dereference::world(&loop_shared, &mut cache);
@@ -103,10 +111,14 @@ pub async fn run_observed(
             }
             cache.uneven_since = plan.uneven.then(|| cache.uneven_since.unwrap_or(world.now));
             cache.wake_at = plan.wake_at;
-            let answers = apply::apply(&loop_shared, &world, &plan).await;
-            cache.learn(answers);
-            let answers = update_status::update(&loop_shared, &world, &plan).await;
-            cache.learn(answers);
+            let mut answers = apply::apply(&loop_shared, &world, &plan).await;
+            answers.extend(update_status::update(&loop_shared, &world, &plan).await);
+            cache.take_back(world);
+            let learned = cache.learn(answers, loop_shared.now());
+            due = Instant::now();
+            if !learned {
+                due += TICK.min(Duration::from_millis(cache.wake_in(&loop_shared)));
+            }
         }
     };
     tokio::select! {

@@ -17,7 +17,7 @@ use stockade_core::plan::Plan;
 use stockade_core::world::{Millis, World};
 use stockade_host::ports::Clock;
 
-/// A loop that has not turned for so long hangs: its longest wait is half a second, its longest
+/// A loop that has not turned for so long hangs: its longest wait is a second, its longest
 /// request five, and sixteen run at once.
 const HANGS_AFTER: Millis = 60_000;
 
@@ -242,14 +242,13 @@ impl Observed {
     pub(crate) fn planned(&self, world: &World, plan: &Plan, took: Duration) {
         self.plans.observe(took.as_secs_f64());
         self.vms.clear();
-        for vm in world.vms.values() {
-            let state = vm.status.as_ref().map(|s| s.printable_status).unwrap_or_default();
-            self.vms.get_or_create(&State { state: format!("{state:?}") }).inc();
+        let states = world.vms.values().map(|vm| vm.status.as_ref().map(|s| s.printable_status));
+        for (state, count) in tally(states.map(Option::unwrap_or_default)) {
+            self.vms.get_or_create(&State { state: format!("{state:?}") }).set(count);
         }
         self.hosts.clear();
-        for (_, report) in &plan.hosts {
-            let state = format!("{:?}", report.status.printable_status);
-            self.hosts.get_or_create(&State { state }).inc();
+        for (state, count) in tally(plan.hosts.iter().map(|(_, r)| r.status.printable_status)) {
+            self.hosts.get_or_create(&State { state: format!("{state:?}") }).set(count);
         }
         self.certificates.clear();
         for fence in world.fences.values() {
@@ -288,6 +287,18 @@ impl Observed {
             self.fence_ok.get_or_create(&labels).set(self.clock.wall_millis() / 1000);
         }
     }
+}
+
+/// How often each word comes.
+fn tally<T: PartialEq>(words: impl Iterator<Item = T>) -> Vec<(T, i64)> {
+    let mut counts: Vec<(T, i64)> = Vec::new();
+    for word in words {
+        match counts.iter_mut().find(|(known, _)| *known == word) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((word, 1)),
+        }
+    }
+    counts
 }
 
 #[cfg(test)]

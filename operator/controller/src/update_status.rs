@@ -67,18 +67,19 @@ macro_rules! update {
     ($shared:ident, $calls:ident, $reports:expr, $find:expr, $api:expr, $kind:ident, $what:expr) => {
         for (key, report) in $reports {
             let Some(object) = $find(key) else { continue };
-            let mut object = object.as_ref().clone();
-            let old = object.status.take().unwrap_or_default();
+            let old = object.status.as_ref();
             let mut status = report.status.clone();
             status.conditions = conditions(
                 $shared,
-                &old.conditions,
+                old.map_or(&[], |s| &s.conditions),
                 &report.conditions,
                 object.metadata.generation,
             );
-            if status == old {
+            // Most statuses of a plan are as they were.
+            if old.map_or_else(|| status == Default::default(), |old| status == *old) {
                 continue;
             }
+            let mut object = object.as_ref().clone();
             object.status = Some(status);
             let api: Api<$kind> = $api(key);
             let name = object.metadata.name.clone().unwrap_or_default();

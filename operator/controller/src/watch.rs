@@ -68,7 +68,7 @@ async fn one<K>(
             match event {
                 Ok(event) => {
                     let event = event.modify(|object| {
-                        object.managed_fields_mut().clear();
+                        object.meta_mut().managed_fields = None;
                     });
                     if out.send(wrap(event)).is_err() {
                         return;

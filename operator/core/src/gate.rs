@@ -24,7 +24,7 @@ pub enum Gate {
 /// to live after its proof is open again, unless a later one may run already (gate 4).
 #[must_use]
 pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
     let placements = vm.status.as_ref().map(|s| s.placements.clone()).unwrap_or_default();
     let open = placements.iter().filter(|p| !p.state.is_settled()).map(|p| p.epoch).max();
     placements
@@ -37,7 +37,7 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
             if placed.state.is_settled() {
                 return placed;
             }
-            let domain = world.domains.get(&(placed.host.clone(), uid.clone()));
+            let domain = world.order(&placed.host, uid);
             let said = domain.and_then(|d| d.status.as_ref()).is_some_and(|s| {
                 s.epoch == placed.epoch
                     && (s.released || (!world.guards.drained && s.end.is_some()))

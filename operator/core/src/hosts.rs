@@ -76,9 +76,10 @@ fn valid(world: &World, policy: &AvailabilityPolicySpec) -> Decided {
 
 /// Whether a storage is meant for a host.
 pub(crate) fn selects(storage: &SharedStorage, name: &str, host: &Host) -> bool {
-    let labels = host.metadata.labels.clone().unwrap_or_default();
+    let labels = host.metadata.labels.as_ref();
     let named = storage.spec.hosts.is_empty() || storage.spec.hosts.iter().any(|h| h == name);
-    named && storage.spec.host_selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+    named
+        && storage.spec.host_selector.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v))
 }
 
 /// The Host that serves a storage, if one of ours does.
@@ -147,7 +148,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
             && facts.needed
             && policy.automation == Automation::Active
             && agent.and_then(|a| a.status.as_ref()).is_some_and(|s| s.watchdog),
-        self_fence: policy.self_fence,
+        self_fence: policy.self_fence.clone(),
         api_loss: policy.api_loss,
         api_loss_seconds: policy.api_loss_seconds,
         shutdown_limit_seconds: policy.host_shutdown_limit_seconds,

@@ -158,6 +158,8 @@ pub enum Intent {
         plug: String,
         /// What is asked.
         action: FenceAction,
+        /// An order that the length of the silence stands for, not a reading of off.
+        acts: bool,
     },
     /// Denies a boot at a storage.
     Deny {

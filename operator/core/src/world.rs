@@ -1,7 +1,7 @@
 //! The world as one snapshot: everything that a plan may depend on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stockade_crds::v1alpha1::{
@@ -46,6 +46,22 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// Where an order is. The orders of one VM lie side by side.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OrderKey {
+    /// The VM's uid.
+    pub vm_uid: String,
+    /// The host whose namespace holds it.
+    pub host: String,
+}
+
+impl OrderKey {
+    /// The order for a VM on a host.
+    pub fn new(host: impl Into<String>, vm_uid: impl Into<String>) -> Self {
+        Self { vm_uid: vm_uid.into(), host: host.into() }
+    }
+}
+
 /// A host's namespace as it stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceFact {
@@ -68,6 +84,8 @@ pub struct FenceRecord {
     pub generation: i64,
     /// What was asked.
     pub action: FenceAction,
+    /// An order that the length of the silence stood for, not a reading of off.
+    pub acts: bool,
     /// When the call began.
     pub started: Millis,
     /// When it ended; `None`: it is under way.
@@ -129,8 +147,8 @@ pub struct World {
     pub agents: BTreeMap<String, Arc<HostAgent>>,
     /// By host name.
     pub namespaces: BTreeMap<String, NamespaceFact>,
-    /// By host name and VM uid.
-    pub domains: BTreeMap<(String, String), Arc<Domain>>,
+    /// By VM and host.
+    pub domains: BTreeMap<OrderKey, Arc<Domain>>,
     /// By name.
     pub storages: BTreeMap<String, Arc<SharedStorage>>,
     /// By name.
@@ -173,8 +191,23 @@ pub struct World {
 impl World {
     /// The policy's fields; the schema's defaults where there is none.
     #[must_use]
-    pub fn policy_spec(&self) -> AvailabilityPolicySpec {
-        self.policy.as_ref().map(|p| p.spec.clone()).unwrap_or_default()
+    pub fn policy_spec(&self) -> &AvailabilityPolicySpec {
+        static DEFAULTS: LazyLock<AvailabilityPolicySpec> = LazyLock::new(Default::default);
+        self.policy.as_ref().map_or(&*DEFAULTS, |p| &p.spec)
+    }
+
+    /// The order for a VM on a host.
+    #[must_use]
+    pub fn order(&self, host: &str, vm_uid: &str) -> Option<&Domain> {
+        self.domains.get(&OrderKey::new(host, vm_uid)).map(Arc::as_ref)
+    }
+
+    /// Every order for a VM, and on which host each is.
+    pub fn orders(&self, vm_uid: &str) -> impl Iterator<Item = (&str, &Domain)> {
+        self.domains
+            .range(OrderKey::new("", vm_uid)..)
+            .take_while(move |(key, _)| key.vm_uid == vm_uid)
+            .map(|(key, domain)| (key.host.as_str(), domain.as_ref()))
     }
 
     /// The VM with this uid.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stockade_core::ha::evidence::{LeaseBeat, SeenBeat};
 use stockade_core::plan::{Intent, Plan};
 use stockade_core::planner;
-use stockade_core::world::{Key, NamespaceFact, World};
+use stockade_core::world::{Key, NamespaceFact, OrderKey, World};
 use stockade_crds::v1alpha1::{Domain, DomainState, EpochState};
 
 use crate::report::{Error, Figure, quantile};
@@ -119,7 +119,8 @@ fn carry_out(world: &mut World, plan: Plan) -> Result<usize, Error> {
                     status.order_id = order.spec.order_id;
                     status.boot_id.clone_from(&order.spec.boot_id);
                     status.state = DomainState::Running;
-                    world.domains.insert((write.host, write.vm_uid), Arc::new(order));
+                    let key = OrderKey::new(write.host, write.vm_uid);
+                    world.domains.insert(key, Arc::new(order));
                 }
                 if let Some(vm) = world.vms.get_mut(&vm) {
                     Arc::make_mut(vm).status = Some(report.status);

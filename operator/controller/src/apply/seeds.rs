@@ -10,7 +10,7 @@ use k8s_openapi::api::rbac::v1::{RoleBinding, RoleRef, Subject};
 use kube::api::{Api, DeleteParams, PostParams};
 use kube::core::ObjectMeta;
 use stockade_core::plan::DomainWrite;
-use stockade_core::world::{Key, World};
+use stockade_core::world::{Key, OrderKey, World};
 use stockade_crds::names::{HOST_LABEL, SEED_KEY, host_namespace, seed_secret};
 use stockade_crds::v1alpha1::Want;
 
@@ -37,7 +37,7 @@ pub(super) async fn read(
 ) -> Result<Option<Copy>, ControllerError> {
     let seed = write.spec.machine.seed.as_ref().and_then(|seed| seed.secret.as_ref());
     let (host, vm_uid) = (write.host.clone(), write.vm_uid.clone());
-    let before = world.domains.get(&(host.clone(), vm_uid.clone()));
+    let before = world.domains.get(&OrderKey::new(host.clone(), vm_uid.clone()));
     let same_epoch = before.is_some_and(|domain| domain.spec.epoch == write.spec.epoch);
     let runs = matches!(write.spec.want, Want::Running | Want::Incoming);
     if seed.is_none() || same_epoch || !runs {

@@ -44,7 +44,7 @@ pub fn brake(world: &World, hosts: &[HostFacts]) -> Brake {
         .filter(|h| {
             let silent = h.silent_all && h.proof.is_none() && !h.went_down_cleanly;
             silent
-                || waits_isolated(&policy, h)
+                || waits_isolated(policy, h)
                 || back_lately(world, &h.name)
                 || shot_lately(world, &h.name)
         })

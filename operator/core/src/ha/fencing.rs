@@ -20,9 +20,7 @@ use stockade_crds::v1alpha1::{
     StopFailure,
 };
 
-use self::calls::{
-    calls, counts_since, device, failed_rounds, levels, off_by_one_device, ordered_blind, unread,
-};
+use self::calls::{calls, counts_since, device, failed_rounds, levels, off_by_one_device, unread};
 use self::plugs::tests;
 pub use self::proof::elapsed_bound;
 use self::proof::elapsed_possible;
@@ -31,7 +29,7 @@ use self::report::report;
 use super::brake::Brake;
 use super::host_state::{HostFacts, seconds};
 use crate::plan::{About, Intent, Plan};
-use crate::world::{FenceRecord, FenceResult, Millis, World};
+use crate::world::{FenceRecord, FenceResult, Millis, OrderKey, World};
 
 /// Failed rounds on a level before the next one is tried.
 const ROUNDS_PER_LEVEL: usize = 1;
@@ -94,7 +92,8 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
     let since = facts.silent_since?;
     let silence = world.now.saturating_sub(since);
     if silence < seconds(policy.act_seconds) || brake.holds() {
-        Some(Stage::Read)
+        // What is ordered on a reading alone needs every path silent, not two (safety §3).
+        (!facts.unseen_path).then_some(Stage::Read)
     } else {
         Some(Stage::Act)
     }
@@ -115,7 +114,7 @@ fn has_stuck_vm(world: &World, facts: &HostFacts) -> bool {
             *name != facts.name && all.any(|s| s.name == storage && s.ready) && long(name, storage)
         })
     };
-    world.domains.iter().any(|((host, uid), d)| {
+    world.domains.iter().any(|(OrderKey { vm_uid, host }, d)| {
         host == &facts.name
             && d.spec.boot_id == facts.boot
             && d.status.as_ref().is_some_and(|s| {
@@ -125,13 +124,13 @@ fn has_stuck_vm(world: &World, facts: &HostFacts) -> bool {
                     && s.end != Some(End::Migrated)
                     && d.spec.machine.disks.iter().all(|disk| works_elsewhere(&disk.storage))
             })
-            && world.age_of(&format!("domain/{host}/{uid}")) >= grace
+            && world.age_of(&format!("domain/{host}/{vm_uid}")) >= grace
     })
 }
 
 /// Whether the policy takes power for a proof at all: if not, nobody's power is cut.
 fn power_counts(world: &World) -> bool {
-    let proofs = world.policy_spec().accepted_proofs;
+    let proofs = &world.policy_spec().accepted_proofs;
     proofs.iter().any(|all| all.contains(&ProofKind::Power))
 }
 
@@ -222,6 +221,7 @@ fn next_call(
         device: name.to_owned(),
         plug: plug.to_owned(),
         action,
+        acts: action == FenceAction::Off && stage == Stage::Act,
     };
     let last_off = calls.iter().rev().find(|c| c.action == FenceAction::Off);
     let reads = calls.iter().filter(|c| c.action == FenceAction::Status);
@@ -233,7 +233,6 @@ fn next_call(
     match (last_off, stage) {
         (Some(off), _) => {
             let answered_on = after_off.iter().any(|r| r.result == FenceResult::On);
-            let blind = ordered_blind(calls, off);
             let after: Vec<&FenceRecord> = after_off.iter().map(|r| **r).collect();
             if answered_on || unread(off, &after) {
                 // The round failed; a new one begins, if it may.
@@ -246,8 +245,16 @@ fn next_call(
                 }
                 return;
             }
-            // Read back: at once after a blind order, a beat apart otherwise.
-            let due = if blind {
+            // What was ordered on a reading may prove nothing: the plug was never seen to read on, or
+            // the readings were interrupted. Then silence itself stands for an order.
+            let reads_off = after.iter().any(|r| r.result == FenceResult::Off);
+            let long = off.finished.is_some_and(|f| world.now >= f + 2 * beat);
+            if stage == Stage::Act && !off.acts && reads_off && long {
+                out.intents.push(call(FenceAction::Off));
+                return;
+            }
+            // Read back: at once after an order to act, a beat apart otherwise.
+            let due = if off.acts {
                 last_read
                     .map_or(0, |r| if r.started >= off.started { r.started + 1_000 } else { 0 })
             } else {

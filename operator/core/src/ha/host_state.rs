@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, Management, ProofKind};
 
-use super::evidence::Life;
+use super::evidence::{Life, Observers};
 use super::fencing::binds;
 use crate::world::{Millis, World};
 
@@ -30,8 +30,10 @@ pub struct HostFacts {
     pub boot: String,
     /// Silence to the API.
     pub api_silence: Millis,
-    /// Shortest silence on a storage; `None`: no such path, or nobody who is well looks.
+    /// Shortest silence on a storage on which somebody who is well looks; `None`: there is none.
     pub storage_silence: Option<Millis>,
+    /// On some storage nobody who is well looks for its beats: one may be missed there.
+    pub unseen_path: bool,
     /// Evidence for people: path, silence, observer.
     pub evidence: Vec<(String, Millis, String)>,
     /// It beats to the API.
@@ -72,6 +74,7 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
         .filter(|p| !p.state.is_settled())
         .map(|p| (p.host_uid.as_str(), p.boot_id.as_str()))
         .collect();
+    let observers = world.guards.observer_health.then(|| world.lives.observers(world.now));
     world
         .hosts
         .iter()
@@ -91,7 +94,7 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
                 uid,
                 ..HostFacts::default()
             };
-            paths(world, agent.map(|a| &a.spec), life, &mut facts);
+            paths(world, agent.map(|a| &a.spec), life, observers.as_ref(), &mut facts);
             let joined = !facts.uid.is_empty() && !facts.boot.is_empty();
             let health = world.guards.observer_health;
             let beats = life.is_some_and(|l| l.lease_at.is_some());
@@ -111,7 +114,7 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
                 || this_boot.is_some_and(|r| {
                     r.inventory.iter().any(|copy| uids.contains(copy.uuid.as_str()))
                 });
-            facts.state = state(&facts, host.spec.mode, joined, suspect, act);
+            facts.state = state(&facts, host.spec.mode, joined, [heartbeat, suspect, act]);
             facts.refuses = refusal(world, &facts, host.spec.mode, this_boot);
             facts.keeps_its_own = facts.state == HostState::Cordoned && {
                 let open = HostFacts { state: HostState::Ready, ..facts.clone() };
@@ -120,6 +123,30 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
             facts
         })
         .collect()
+}
+
+/// When silence, if it goes on, makes something else of a host: so that no beat of another host
+/// need wake the planner for it.
+#[must_use]
+pub fn next_look(world: &World, hosts: &[HostFacts]) -> Option<Millis> {
+    let policy = world.policy_spec();
+    let beat = seconds(policy.heartbeat_seconds);
+    let steps = [
+        beat + beat / 2 + 1,
+        beat * 2 + 1,
+        seconds(policy.suspect_seconds),
+        seconds(policy.act_seconds),
+        seconds(policy.isolated_seconds) + beat,
+    ];
+    hosts
+        .iter()
+        .flat_map(|facts| [Some(facts.api_silence), both_silent(world, facts)])
+        .flatten()
+        .filter_map(|silence| {
+            steps.iter().filter(|step| **step > silence).min().map(|s| s - silence)
+        })
+        .min()
+        .map(|left| world.now + left)
 }
 
 /// The facts of one host; `hosts` are sorted by name, as [`assess`] leaves them.
@@ -145,27 +172,26 @@ fn paths(
     world: &World,
     spec: Option<&stockade_crds::v1alpha1::HostAgentSpec>,
     life: Option<&Life>,
+    observers: Option<&Observers<'_>>,
     facts: &mut HostFacts,
 ) {
     let health = world.guards.observer_health;
     facts.api_silence = world.lives.api_silence(&facts.name, world.now, health);
     facts.evidence.push(("api".to_owned(), facts.api_silence, "controller".to_owned()));
     let mut shortest = None;
-    let mut unseen = false;
     for storage in spec.iter().flat_map(|s| &s.storages) {
         if !life.is_some_and(|l| l.storage.contains_key(&storage.name)) {
             continue;
         }
-        match world.lives.storage_silence(&facts.name, &storage.name, world.now, health) {
+        match world.lives.storage_silence(&facts.name, &storage.name, world.now, observers) {
             Some((silence, observer)) => {
                 facts.evidence.push((format!("storage/{}", storage.name), silence, observer));
                 shortest = Some(shortest.map_or(silence, |s: Millis| s.min(silence)));
             }
-            None => unseen = true,
+            None => facts.unseen_path = true,
         }
     }
-    // A path on which nobody looks may hide a beat: then nothing is known of storage.
-    facts.storage_silence = if unseen { None } else { shortest };
+    facts.storage_silence = shortest;
 }
 
 fn both_silent(world: &World, facts: &HostFacts) -> Option<Millis> {
@@ -179,8 +205,7 @@ fn state(
     facts: &HostFacts,
     mode: HostMode,
     joined: bool,
-    suspect: Millis,
-    act: Millis,
+    [heartbeat, suspect, act]: [Millis; 3],
 ) -> HostState {
     if !joined {
         return HostState::Joining;
@@ -200,13 +225,16 @@ fn state(
         return HostState::Fenced;
     }
     let storage_alive = facts.storage_silence.is_some_and(|s| s < suspect);
-    if storage_alive {
+    // A beat is seen up to two intervals late: only one that is younger than the last Lease by
+    // more says that the host lives on without the API.
+    let outlived = |s: Millis| facts.api_silence > s + heartbeat * 5 / 2;
+    if storage_alive && facts.storage_silence.is_some_and(outlived) {
         return HostState::Isolated;
     }
     if mode == HostMode::Maintenance && !facts.needed {
         return HostState::Maintenance;
     }
-    if facts.api_silence >= act { HostState::Lost } else { HostState::Suspect }
+    if facts.api_silence >= act && !storage_alive { HostState::Lost } else { HostState::Suspect }
 }
 
 fn refusal(

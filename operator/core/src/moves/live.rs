@@ -1,7 +1,7 @@
 //! One live move: what both sides say, and what follows.
 
 use stockade_crds::v1alpha1::{
-    BootReference, Domain, DomainSpec, DomainState, DomainStatus, End, EpochState, HostState,
+    BootReference, DomainSpec, DomainState, DomainStatus, End, EpochState, HostState,
     MigrationOrder, MigrationSettings, MigrationSide, MigrationState, MigrationStep, PlacedEpoch,
     VirtualMachine, VmMove,
 };
@@ -53,10 +53,8 @@ impl<'a> Side<'a> {
         host: &str,
         epoch: i64,
     ) -> Self {
-        let uid = vm.metadata.uid.clone().unwrap_or_default();
-        let domain: Option<&Domain> =
-            world.domains.get(&(host.to_owned(), uid)).map(|d| d.as_ref());
-        let domain = domain.filter(|d| d.spec.epoch == epoch);
+        let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+        let domain = world.order(host, uid).filter(|d| d.spec.epoch == epoch);
         Self {
             placed: placements.iter().find(|p| p.epoch == epoch),
             order: domain.map(|d| &d.spec),

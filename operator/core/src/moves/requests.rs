@@ -311,7 +311,7 @@ fn cold(
             let s = vm.status.as_ref()?.migration.as_ref()?;
             (s.uid == moving.uid).then(|| vm.metadata.uid.clone())
         });
-        let domain = world.domains.get(&(p.host.clone(), uid.flatten().unwrap_or_default()));
+        let domain = world.order(&p.host, &uid.flatten().unwrap_or_default());
         p.host == moving.target
             && domain.and_then(|d| d.status.as_ref()).is_some_and(|s| {
                 s.epoch == p.epoch && s.state == DomainState::Running && !s.released
@@ -565,8 +565,8 @@ fn begin(
     };
     let mut domains = Vec::new();
     if going.live {
-        let uid = vm.metadata.uid.clone().unwrap_or_default();
-        let order = world.domains.get(&(source.host.clone(), uid.clone()));
+        let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+        let order = world.order(&source.host, uid);
         let Some(order) = order.filter(|d| d.spec.epoch == source.epoch) else { return false };
         let epoch = next_epoch(world, vm, &status);
         let placed = PlacedEpoch {
@@ -579,7 +579,7 @@ fn begin(
         moving.epoch = epoch;
         status.epoch = epoch;
         status.placements.push(placed.clone());
-        let before = world.domains.get(&(going.to.clone(), uid)).map(|d| d.as_ref());
+        let before = world.order(&going.to, uid);
         let machine = order.spec.machine.clone();
         let mut write = domain_order(vm, &status, &placed, Want::Incoming, machine, before);
         write.spec.migration = Some(live::order(

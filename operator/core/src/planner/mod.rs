@@ -17,6 +17,9 @@ use crate::world::{Key, World};
 pub fn plan(world: &World) -> Plan {
     let mut out = Plan::default();
     let mut facts = host_state::assess(world);
+    if let Some(at) = host_state::next_look(world, &facts) {
+        out.wake(at);
+    }
     let brake = brake(world, &facts);
     fencing::plan(world, &mut facts, brake, &mut out);
     let claims = vm::Claims::new(world);
@@ -86,7 +89,8 @@ pub fn plan(world: &World) -> Plan {
                 out.wake(world.now + 5_000);
             }
             Ok(host) => {
-                let Some(target) = facts.iter_mut().find(|f| f.name == host) else { continue };
+                let at = facts.binary_search_by(|f| f.name.cmp(&host)).ok();
+                let Some(target) = at.and_then(|i| facts.get_mut(i)) else { continue };
                 // It is armed no later than its first VM is ordered.
                 target.needed = true;
                 let Gate::Open(relies_on) =

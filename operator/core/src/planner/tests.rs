@@ -9,7 +9,7 @@ use stockade_crds::v1alpha1::{EpochState, FenceAction, Host, HostAgent, ProofKin
 use super::plan;
 use crate::ha::evidence::{LeaseBeat, SeenBeat};
 use crate::plan::{Intent, Plan};
-use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, World};
+use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, OrderKey, World};
 
 mod writes;
 
@@ -126,7 +126,7 @@ impl Bed {
         let boot = self.boot(host);
         let machine =
             crate::vm::resolve(&self.world, &self.world.vms[&Key::new("default", "web")]).unwrap();
-        self.world.domains.insert((host.into(), UID.into()), of(json!({
+        self.world.domains.insert(OrderKey::new(host, UID), of(json!({
             "metadata": {"name": UID, "namespace": format!("stockade-host-{host}"), "uid": "d", "resourceVersion": "9", "generation": 1},
             "spec": {
                 "vm": {"namespace": "default", "name": "web", "uid": UID}, "hostUid": format!("uid-{host}"),
@@ -138,7 +138,10 @@ impl Bed {
     }
 
     fn call(&mut self, host: &str, action: FenceAction, result: FenceResult, started: u64) {
+        let read_off = |c: &FenceRecord| c.host == host && c.result == FenceResult::Off;
+        let acts = action == FenceAction::Off && !self.world.fence_log.iter().any(read_off);
         self.world.fence_log.push(FenceRecord {
+            acts,
             device: format!("bmc-{host}"),
             host: host.into(),
             boot_id: self.boot(host),

@@ -11,8 +11,8 @@
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
-    Domain, EpochState, LockMode, Machine, Management, MigrationOrder, RunPolicy, VirtualMachine,
-    VirtualMachineStatus, VmState, WaitsFor,
+    Domain, EpochState, LockMode, Machine, Management, MigrationOrder, Recovery, RunPolicy,
+    VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
 };
 
 use super::adopt;
@@ -25,6 +25,7 @@ use super::order::basis;
 use super::removal::delete;
 use super::request::{Request, obey_request, wants_to_run};
 use super::seeds;
+use super::shutdown::{self, Fate};
 use super::word::{Word, conditions, tell};
 use crate::gate::{self, Gate};
 use crate::ha::host_state::{HostFacts, facts_of};
@@ -137,8 +138,7 @@ pub fn decide(
 }
 
 pub(super) fn domain<'a>(world: &'a World, vm: &VirtualMachine, host: &str) -> Option<&'a Domain> {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
-    world.domains.get(&(host.to_owned(), uid)).map(|d| d.as_ref())
+    world.order(host, vm.metadata.uid.as_deref().unwrap_or_default())
 }
 
 /// A VM that Stockade governs.
@@ -283,8 +283,10 @@ fn start(
         return Word::new(VmState::Blocked, false, "SecretNotReady", message).stalled();
     }
     let last = status.placements.last().cloned();
+    let told = vm.spec.availability.recovery == Recovery::Restart;
+    status.waits_for = status.waits_for.take().filter(|waits| waits.held || !told);
     if let Some(waits) = status.waits_for.clone() {
-        match host_it_waits_for(world, hosts, status, &waits) {
+        match host_it_waits_for(world, hosts, vm, status, &waits) {
             Waited::On(word) => return word,
             Waited::There => {
                 status.host = Some(waits.host.clone());
@@ -382,6 +384,7 @@ enum Waited {
 fn host_it_waits_for(
     world: &World,
     hosts: &[HostFacts],
+    vm: &VirtualMachine,
     status: &VirtualMachineStatus,
     waits: &WaitsFor,
 ) -> Waited {
@@ -400,6 +403,13 @@ fn host_it_waits_for(
         .is_some_and(|h| h.spec.mode != stockade_crds::v1alpha1::HostMode::Active);
     // A host that was closed meanwhile keeps nobody waiting who may go elsewhere.
     if waits.held && back && closed {
+        return Waited::InVain;
+    }
+    // Nor does one that is away, once the policy says that its VMs go elsewhere.
+    let leaves = |fate| {
+        matches!(fate, Fate::Leave | Fate::Move) && shutdown::waits(fate, vm, name).is_none()
+    };
+    if waits.held && !back && shutdown::fate(world, facts, vm).is_some_and(leaves) {
         return Waited::InVain;
     }
     Waited::On(if waits.held {

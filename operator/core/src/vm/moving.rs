@@ -207,8 +207,7 @@ fn write(
     placed: &PlacedEpoch,
     change: impl FnOnce(&mut DomainSpec),
 ) -> Option<DomainWrite> {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
-    let before = world.domains.get(&(placed.host.clone(), uid)).map(|d| d.as_ref());
+    let before = world.order(&placed.host, vm.metadata.uid.as_deref().unwrap_or_default());
     if before.is_some_and(|d| d.spec.epoch > placed.epoch) {
         return None;
     }

@@ -72,11 +72,9 @@ pub fn domain_order(
 /// disk: the highest that any report of this VM has shown wins.
 #[must_use]
 pub fn next_epoch(world: &World, vm: &VirtualMachine, status: &VirtualMachineStatus) -> i64 {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
     let reported = world
-        .domains
-        .iter()
-        .filter(|((_, d), _)| *d == uid)
+        .orders(uid)
         .flat_map(|(_, d)| {
             [d.spec.epoch, d.status.as_ref().map_or(0, |s| s.highest_record.max(s.epoch))]
         })
@@ -117,8 +115,7 @@ pub fn place_order(
         state: EpochState::Ordered,
     };
     status.placements.push(placed.clone());
-    let before = world.domains.get(&(host.to_owned(), uid));
-    let write =
-        domain_order(vm, &status, &placed, Want::Running, machine, before.map(|d| d.as_ref()));
+    let before = world.order(host, &uid);
+    let write = domain_order(vm, &status, &placed, Want::Running, machine, before);
     (status, write)
 }

@@ -17,15 +17,15 @@ pub(super) fn clean_up(
     placed: &PlacedEpoch,
     decision: &mut Decision,
 ) {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
-    for ((host, name), d) in &world.domains {
-        if *name != uid || *host == placed.host || d.spec.epoch > placed.epoch {
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    for (host, d) in world.orders(uid) {
+        if host == placed.host || d.spec.epoch > placed.epoch {
             continue;
         }
         if d.status.as_ref().is_some_and(|s| s.released) {
             decision.intents.push(Intent::DeleteDomain {
-                host: host.clone(),
-                vm_uid: uid.clone(),
+                host: host.to_owned(),
+                vm_uid: uid.to_owned(),
                 basis: basis(&d.metadata),
             });
         } else if let Some(write) = hand_over(d, placed) {
@@ -62,17 +62,15 @@ pub(super) fn disks_to_delete(world: &World, vm: &VirtualMachine) -> Vec<String>
 
 /// A deleted VM whose last epoch is settled: its tombstones go, then it goes.
 pub(super) fn delete(world: &World, vm: &VirtualMachine, decision: &mut Decision) -> Word {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
     let mut left = false;
-    for ((host, name), d) in &world.domains {
-        if *name == uid {
-            left = true;
-            decision.intents.push(Intent::DeleteDomain {
-                host: host.clone(),
-                vm_uid: uid.clone(),
-                basis: basis(&d.metadata),
-            });
-        }
+    for (host, d) in world.orders(uid) {
+        left = true;
+        decision.intents.push(Intent::DeleteDomain {
+            host: host.to_owned(),
+            vm_uid: uid.to_owned(),
+            basis: basis(&d.metadata),
+        });
     }
     if !left {
         let key = Key::of(&vm.metadata);
@@ -103,10 +101,10 @@ pub(super) fn tombstones(world: &World, vm: &VirtualMachine) -> Vec<Intent> {
         d.status.as_ref().is_some_and(|s| s.released && s.epoch == d.spec.epoch)
             && !placements.iter().any(open)
     };
-    let orders = world.domains.iter().filter(|((host, name), d)| name == uid && over(host, d));
+    let orders = world.orders(uid).filter(|(host, d)| over(host, d));
     orders
-        .map(|((host, _), d)| Intent::DeleteDomain {
-            host: host.clone(),
+        .map(|(host, d)| Intent::DeleteDomain {
+            host: host.to_owned(),
             vm_uid: uid.to_owned(),
             basis: basis(&d.metadata),
         })
@@ -115,12 +113,12 @@ pub(super) fn tombstones(world: &World, vm: &VirtualMachine) -> Vec<Intent> {
 
 /// Removes every order of a VM that was only watched, without ending what they started.
 pub(super) fn forget(world: &World, vm: &VirtualMachine) -> Vec<Intent> {
-    let uid = vm.metadata.uid.clone().unwrap_or_default();
-    let orders = world.domains.iter().filter(|((_, name), _)| *name == uid);
-    orders
-        .map(|((host, _), d)| Intent::DeleteDomain {
-            host: host.clone(),
-            vm_uid: uid.clone(),
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    world
+        .orders(uid)
+        .map(|(host, d)| Intent::DeleteDomain {
+            host: host.to_owned(),
+            vm_uid: uid.to_owned(),
             basis: basis(&d.metadata),
         })
         .collect()

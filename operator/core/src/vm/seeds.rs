@@ -3,7 +3,7 @@
 use stockade_crds::v1alpha1::{Domain, VirtualMachine};
 
 use crate::plan::{Intent, Plan};
-use crate::world::{Millis, World};
+use crate::world::{Millis, OrderKey, World};
 
 /// A secret that could not be had is asked for again after so long.
 const ASK_AGAIN: Millis = 5_000;
@@ -19,7 +19,7 @@ pub(super) fn refused(world: &World, vm: &VirtualMachine) -> Option<(Millis, Str
 /// Removes the copies whose epoch is over. Each is there only as long as its order, so that none
 /// can be left without one that tells of it.
 pub fn remove_copies(world: &World, out: &mut Plan) {
-    for ((host, vm_uid), domain) in &world.domains {
+    for (OrderKey { vm_uid, host }, domain) in &world.domains {
         let Some(epoch) = ended_seed(domain) else { continue };
         let key = (host.clone(), vm_uid.clone(), epoch);
         let again = out.intents.iter().any(|intent| orders(intent, host, vm_uid));

@@ -58,16 +58,6 @@ pub(super) fn counts_since(world: &World, facts: &HostFacts) -> Millis {
     }
 }
 
-/// An off order that no reading of off went before: only the act stage sends one.
-pub(super) fn ordered_blind(calls: &[&FenceRecord], off: &FenceRecord) -> bool {
-    off.action == FenceAction::Off
-        && !calls.iter().any(|b| {
-            b.action == FenceAction::Status
-                && b.result == FenceResult::Off
-                && b.finished.is_some_and(|f| f <= off.started)
-        })
-}
-
 /// Whether nobody knows what an off order did: it and a reading failed, or two readings did.
 pub(super) fn unread(off: &FenceRecord, reads: &[&FenceRecord]) -> bool {
     let failed = |r: &FenceRecord| matches!(r.result, FenceResult::Failed(_));

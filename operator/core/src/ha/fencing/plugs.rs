@@ -81,6 +81,7 @@ pub(super) fn tests(world: &World, hosts: &[HostFacts], out: &mut Plan) {
                     device: name.clone(),
                     plug: plug.clone(),
                     action: FenceAction::Status,
+                    acts: false,
                 });
                 break;
             } else if beats && due > world.now && due != Millis::MAX {

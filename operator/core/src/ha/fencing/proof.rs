@@ -2,7 +2,7 @@
 
 use stockade_crds::v1alpha1::{Confirmation, FenceAction, ProofKind};
 
-use super::calls::{calls, counts_since, device, levels, off_by_one_device, ordered_blind};
+use super::calls::{calls, counts_since, device, levels, off_by_one_device};
 use crate::ha::brake;
 use crate::ha::host_state::{HostFacts, seconds};
 use crate::world::{FenceRecord, FenceResult, Millis, World};
@@ -12,9 +12,9 @@ pub(super) fn plug_proven(
     world: &World,
     calls: &[&FenceRecord],
     silent_since: Millis,
-    acted: bool,
     trusted: bool,
 ) -> bool {
+    let acted = calls.iter().any(|c| c.acts);
     let beat = seconds(world.policy_spec().heartbeat_seconds);
     calls.iter().any(|off| {
         if off.action != FenceAction::Off {
@@ -41,6 +41,18 @@ pub(super) fn plug_proven(
     })
 }
 
+/// Whether readings of a plug prove it off without an order to act: it has read on while the host
+/// was beating, every path is silent, and not as many hosts read off through its device as the
+/// brake allows (a chassis manager may have failed).
+fn readings_prove(world: &World, facts: &HostFacts, device: &str) -> bool {
+    let status = world.fence_devices.get(device).and_then(|d| d.status.as_ref());
+    let trusted = status.is_some_and(|s| s.trusted_hosts.contains(&facts.name));
+    let many = off_by_one_device(world, device) >= brake::limit(world);
+    (trusted || !world.guards.plug_trust)
+        && !facts.unseen_path
+        && !(many && world.guards.one_device)
+}
+
 /// Whether all plugs of some level read off as safety §3 asks.
 pub(super) fn power_proven(world: &World, facts: &HostFacts) -> bool {
     let since = counts_since(world, facts);
@@ -48,17 +60,12 @@ pub(super) fn power_proven(world: &World, facts: &HostFacts) -> bool {
     levels(world, facts).iter().any(|level| {
         !level.devices.is_empty()
             && level.devices.iter().all(|name| {
-                let Some((device, _)) = device(world, name, &facts.name) else { return false };
-                let status = device.status.clone().unwrap_or_default();
-                let trust = world.guards.plug_trust;
-                // A chassis manager that reads as many hosts off as the brake allows may have
-                // failed; readings alone prove nothing then.
-                let many = off_by_one_device(world, name) >= brake::limit(world);
-                let trusted = (!trust || status.trusted_hosts.contains(&facts.name))
-                    && !(many && world.guards.one_device);
+                if device(world, name, &facts.name).is_none() {
+                    return false;
+                }
                 let calls = calls(world, facts, name, since);
-                let acted = calls.iter().any(|c| ordered_blind(&calls, c));
-                plug_proven(world, &calls, silent_since, acted, trusted)
+                let trusted = readings_prove(world, facts, name);
+                plug_proven(world, &calls, silent_since, trusted)
             })
     })
 }
@@ -87,7 +94,7 @@ pub fn elapsed_bound(timings: &stockade_crds::v1alpha1::SelfFence) -> Millis {
 }
 
 pub(super) fn elapsed_proven(world: &World, facts: &HostFacts) -> bool {
-    if !elapsed_possible(world, facts) {
+    if !elapsed_possible(world, facts) || facts.unseen_path {
         return false;
     }
     let timings = world
@@ -95,7 +102,7 @@ pub(super) fn elapsed_proven(world: &World, facts: &HostFacts) -> bool {
         .get(&facts.name)
         .and_then(|a| a.status.as_ref())
         .and_then(|s| s.self_fence.clone())
-        .unwrap_or_else(|| world.policy_spec().self_fence);
+        .unwrap_or_else(|| world.policy_spec().self_fence.clone());
     facts
         .silent_since
         .is_some_and(|since| world.now.saturating_sub(since) >= elapsed_bound(&timings))

@@ -476,7 +476,8 @@ impl Stage {
             ApiIs::Up => None,
             ApiIs::Down => Some(Fault::Down),
             ApiIs::Slow => {
-                let (low, high) = seconds(500, 3_000);
+                // There and back within what counts as fresh: slow is no outage.
+                let (low, high) = seconds(200, 1_500);
                 Some(Fault::Slow(low, high))
             }
             ApiIs::Stale => Some(Fault::Stale(Duration::from_secs(30))),
