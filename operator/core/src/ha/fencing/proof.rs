@@ -48,9 +48,8 @@ fn readings_prove(world: &World, facts: &HostFacts, device: &str) -> bool {
     let status = world.fence_devices.get(device).and_then(|d| d.status.as_ref());
     let trusted = status.is_some_and(|s| s.trusted_hosts.contains(&facts.name));
     let many = off_by_one_device(world, device) >= brake::limit(world);
-    (trusted || !world.guards.plug_trust)
-        && !facts.unseen_path
-        && !(many && world.guards.one_device)
+    let doubted = (!trusted && world.guards.plug_trust) || (many && world.guards.one_device);
+    !doubted && !facts.unseen_path
 }
 
 /// Whether all plugs of some level read off as safety §3 asks.

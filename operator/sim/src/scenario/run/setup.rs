@@ -11,8 +11,8 @@ use stockade_crds::v1alpha1::{
     VirtualMachine, VmReference, Want,
 };
 
-use super::super::ast::{HostFields, HostSetup, Load, VmFields, VmSetup};
-use super::super::words::{HostMode, Run as RunPolicy, StorageKind, Watchdog, Word as _};
+use super::super::ast::{HostFields, HostSetup, Load, Scenario, VmFields, VmSetup};
+use super::super::words::{HostMode, Recovery, Run as RunPolicy, StorageKind, Watchdog, Word as _};
 use super::{RunError, Stage, objects};
 use crate::runner::{ClusterError, mount_path};
 use crate::world::model::{Kernel, Profile, WatchdogKind};
@@ -160,7 +160,13 @@ impl Stage {
     /// Everything up to second 0.
     pub(super) async fn bring_up(&mut self) -> Result<(), RunError> {
         let scenario = self.scenario.clone();
-        self.cluster.apply(&objects::policy(&scenario))?;
+        let mut policy = objects::policy(&scenario);
+        // A policy that is paused is paused last of all: the cluster has to come up first.
+        let paused = policy["spec"]["automation"].take() == "Paused";
+        if let Some(spec) = policy["spec"].as_object_mut() {
+            spec.retain(|_, value| !value.is_null());
+        }
+        self.cluster.apply(&policy)?;
         for storage in &scenario.storage {
             let kind = match storage.kind {
                 StorageKind::Nfs => CrdStorageKind::NFS,
@@ -192,7 +198,9 @@ impl Stage {
             hosts.iter().find(|h| !ready(h)).map(|h| stage.describe("Host", h))
         })
         .await?;
+        self.make_room(&scenario, true);
         self.place_hosted().await?;
+        self.make_room(&scenario, false);
         self.switch_off_those_that_are_off().await?;
         for host in &scenario.hosts {
             if host.fields.mode() != HostMode::Active {
@@ -205,6 +213,8 @@ impl Stage {
         for vm in scenario.vms.iter().filter(|v| v.host.is_some() && v.fields.managed()) {
             self.final_placement(vm)?;
         }
+        // Ready hosts may be mounting yet: all of them are there to choose from.
+        self.until_quiet().await;
         for vm in scenario.vms.iter().filter(|v| v.host.is_none()) {
             self.apply(&self.vm_object(vm))?;
         }
@@ -213,6 +223,11 @@ impl Stage {
         }
         self.until_placed().await;
         self.until_quiet().await;
+        if paused {
+            let patch = json!({"spec": {"automation": "Paused"}});
+            self.user_patch("AvailabilityPolicy", "default", &patch)?;
+            self.until_quiet().await;
+        }
         Ok(())
     }
 
@@ -223,11 +238,42 @@ impl Stage {
         let scenario = self.scenario.clone();
         for vm in scenario.vms.iter().filter(|v| self.was_off(v)) {
             if vm.fields.run() != RunPolicy::Halted {
-                let patch = json!({"spec": {"runPolicy": vm.fields.run().word()}});
+                let mut patch = json!({"spec": {"runPolicy": vm.fields.run().word()}});
+                // What it was asked for so that it had run there once is over.
+                if vm.fields.run() == RunPolicy::Manual {
+                    patch["metadata"]["annotations"] = json!({REQUEST_ANNOTATION: "stop/begin"});
+                }
                 self.user_patch("VirtualMachine", &vm.name, &patch)?;
             }
         }
         Ok(())
+    }
+
+    /// Gives hosts room for all VMs that are to run there, or their own size again: what runs at
+    /// second 0 may be more than a host would be given.
+    fn make_room(&self, scenario: &Scenario, wide: bool) {
+        let mut world = self.cluster.sim.lock();
+        for host in &scenario.hosts {
+            let on_it = || scenario.vms.iter().filter(|vm| vm.host.as_ref() == Some(&host.name));
+            let cpu: u32 = on_it().map(|vm| vm.fields.cpu()).sum();
+            let memory: u64 = on_it().map(|vm| vm.fields.memory_mib()).sum();
+            let (most_cpu, most_memory) = (host.fields.cpu(), host.fields.memory_mib());
+            let Some(machine) = world.machines.get_mut(&host.name) else { continue };
+            let (cpu, memory) = if wide {
+                (cpu.max(most_cpu), memory.max(most_memory))
+            } else {
+                (most_cpu, most_memory)
+            };
+            machine.cpu = i32::try_from(cpu).unwrap_or(i32::MAX);
+            machine.memory_mib = i64::try_from(memory).unwrap_or(i64::MAX);
+        }
+    }
+
+    /// Whether a VM waits for its host when that goes down, so that it need not be stopped first.
+    fn waits_for_its_host(&self, vm: &VmSetup) -> bool {
+        let frozen = self.scenario.policy.get("hostShutdown").is_some_and(|how| how == "Freeze");
+        vm.fields.run() == RunPolicy::Always
+            && (frozen || vm.fields.recovery == Some(Recovery::None))
     }
 
     /// Whether a VM is to have run last on a host that is off.
@@ -272,7 +318,10 @@ impl Stage {
         let stopped: Vec<&VmSetup> = hosted
             .iter()
             .map(|(vm, _)| *vm)
-            .filter(|vm| vm.fields.run() == RunPolicy::Halted || self.was_off(vm))
+            .filter(|vm| {
+                vm.fields.run() == RunPolicy::Halted
+                    || (self.was_off(vm) && !self.waits_for_its_host(vm))
+            })
             .collect();
         for vm in &stopped {
             let patch = json!({"spec": {"runPolicy": "Halted"}});
@@ -332,7 +381,8 @@ impl Stage {
                 let word = vm.value["status"]["printableStatus"].as_str().unwrap_or_default();
                 let wants = vm.value["spec"]["runPolicy"].as_str();
                 match word {
-                    "Running" | "Unplaceable" | "Blocked" | "Error" | "Unmanaged" | "Held" => true,
+                    "Running" | "Unplaceable" | "Blocked" | "Error" | "Unmanaged" | "Held"
+                    | "Recovering" => true,
                     "Stopped" => wants != Some("Always"),
                     _ => false,
                 }
