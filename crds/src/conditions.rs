@@ -26,13 +26,16 @@ pub const VALID: &str = "Valid";
 pub const TOLERATES_HOST_FAILURE: &str = "ToleratesHostFailure";
 /// Automation is paused.
 pub const PAUSED: &str = "Paused";
+/// So many hosts are silent that nobody is shot without a human.
+pub const STORM_BRAKE: &str = "StormBrake";
 /// The host was asked to be emptied; whether it is.
 pub const DRAINED: &str = "Drained";
 /// A second copy of a VM was seen.
 pub const DOUBLE_RUN: &str = "DoubleRun";
 
 /// Abnormal-true types that are left out unless true.
-const ABNORMAL_TRUE: [&str; 5] = [RECONCILING, STALLED, PENDING_RESTART, PAUSED, DOUBLE_RUN];
+const ABNORMAL_TRUE: [&str; 6] =
+    [RECONCILING, STALLED, PENDING_RESTART, PAUSED, STORM_BRAKE, DOUBLE_RUN];
 
 /// A condition as the planner decides it: without the time of its transition.
 #[derive(Clone, Debug, PartialEq, Eq)]

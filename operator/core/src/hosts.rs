@@ -1,7 +1,7 @@
 //! Hosts: their namespaces, the orders about the host itself, and their status.
 
 use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STALLED, VALID};
-use stockade_crds::conditions::{PAUSED, TOLERATES_HOST_FAILURE};
+use stockade_crds::conditions::{PAUSED, STORM_BRAKE, TOLERATES_HOST_FAILURE};
 use stockade_crds::names::host_fence_name;
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
@@ -30,7 +30,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
             Some(ns) if ns.ours && !ns.terminating => host_agent(world, facts, host, out),
             Some(_) => {}
         }
-        out.hosts.push((facts.name.clone(), host_status(world, facts, host)));
+        out.hosts.push((facts.name.clone(), host_status(world, facts, host, brake)));
     }
     for (name, storage) in &world.storages {
         out.storages.push((name.clone(), storage_status(world, name, storage)));
@@ -56,11 +56,25 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
                 if tolerates > 0 { "CapacityLeft" } else { "NoCapacityLeft" },
                 format!("{tolerates} more host failures fit"),
             ),
+            storm(brake),
             Decided::new(PAUSED, paused, "AutomationPaused", "spec.automation is Paused"),
             lineage::report(world, hosts, out),
         ];
         out.policy = Some(Report { status, conditions });
     }
+}
+
+/// Whether so many hosts are silent at once that a common cause is more likely than their deaths.
+fn storm(brake: Brake) -> Decided {
+    if !brake.holds() {
+        return Decided::new(STORM_BRAKE, false, "FewSilent", "hosts that fall silent are fenced");
+    }
+    let message = format!(
+        "{} hosts are silent, or were shot or came back lately (limit {}): nobody is shot without a \
+         human; look for a common cause, then confirm the HostFences of those that are dead",
+        brake.count, brake.limit
+    );
+    Decided::new(STORM_BRAKE, true, "TooManySilent", message)
 }
 
 /// Whether the policy's inequalities hold with the declared storages and hosts (safety §4).
@@ -165,7 +179,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
     }
 }
 
-fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStatus> {
+fn host_status(world: &World, facts: &HostFacts, host: &Host, brake: Brake) -> Report<HostStatus> {
     let old = host.status.clone().unwrap_or_default();
     let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
     // Ages change every second; they are stored as of the last change of state.
@@ -202,7 +216,7 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStat
             Decided::new(READY, true, word, why.clone())
         }
         (Some(why), HostState::Joining) => Decided::new(READY, None, word, why.clone()),
-        (Some(why), _) => Decided::new(READY, false, word, explained(facts, why)),
+        (Some(why), _) => Decided::new(READY, false, word, explained(facts, why, brake)),
     };
     let alive = Decided::new(
         AGENT_ALIVE,
@@ -263,7 +277,7 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host) -> Report<HostStat
 }
 
 /// Why a host is not Ready, in a sentence that says what comes next.
-fn explained(facts: &HostFacts, why: &str) -> String {
+fn explained(facts: &HostFacts, why: &str, brake: Brake) -> String {
     let fence = host_fence_name(&facts.name, &facts.boot);
     match facts.state {
         HostState::Suspect => "has missed beats; its power is read if it can be".to_owned(),
@@ -276,6 +290,11 @@ fn explained(facts: &HostFacts, why: &str) -> String {
         HostState::Fencing => {
             format!("is silent, and its power is being cut; see HostFence {fence}")
         }
+        HostState::AwaitingProof if brake.holds() => format!(
+            "is silent with too many others ({} of {} hosts count) for anyone to be shot without a \
+             human: its VMs wait for the cause to be mended, or for a word on HostFence {fence}",
+            brake.count, brake.limit
+        ),
         HostState::AwaitingProof => format!(
             "is silent, and nothing proves it dead by itself: its VMs wait for a human's word; see \
              HostFence {fence}"
