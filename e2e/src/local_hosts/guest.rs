@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Size of a sector and of the boot program, bytes.
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 
 /// Size of the disk that [`write_guest_disk`] makes, bytes.
 pub const GUEST_DISK_BYTES: u64 = 1024 * 1024;
@@ -79,6 +79,38 @@ const IDLE: [u8; 4] = [
     0xeb, 0xfd,                         // 02     jmp  idle
 ];
 
+/// Where [`BALLAST`] lies in its boot sector.
+const BALLAST_AT: usize = 0x100;
+/// Where it has its number of pages, a little-endian u32.
+const BALLAST_PAGES: usize = 0x24;
+/// Runs before [`PROGRAM`]: makes pages from 1 MiB on differ from zero, so that a move has something
+/// to copy.
+#[rustfmt::skip]
+const BALLAST: [u8; 83] = [
+    0xfa,                                           // 00     cli
+    0x31, 0xc0,                                     // 01     xor  ax, ax
+    0x8e, 0xd8,                                     // 03     mov  ds, ax
+    0x0f, 0x01, 0x16, 0x3d, 0x7d,                   // 05     lgdt [gdtr]
+    0x0f, 0x20, 0xc0,                               // 0a     mov  eax, cr0
+    0x0c, 0x01,                                     // 0d     or   al, 1          ; protected mode
+    0x0f, 0x22, 0xc0,                               // 0f     mov  cr0, eax
+    0xbb, 0x08, 0x00,                               // 12     mov  bx, 8
+    0x8e, 0xc3,                                     // 15     mov  es, bx         ; a segment of 4 GiB
+    0x24, 0xfe,                                     // 17     and  al, 0xfe       ; back: it keeps its size
+    0x0f, 0x22, 0xc0,                               // 19     mov  cr0, eax
+    0x66, 0xbf, 0x00, 0x00, 0x10, 0x00,             // 1c     mov  edi, 0x100000
+    0x66, 0xb9, 0x00, 0x00, 0x00, 0x00,             // 22     mov  ecx, pages
+    0x26, 0x67, 0x66, 0x89, 0x3f,                   // 28 page: mov es:[edi], edi
+    0x66, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00,       // 2d     add  edi, 0x1000
+    0x66, 0x49,                                     // 34     dec  ecx
+    0x75, 0xf0,                                     // 36     jnz  page
+    0x31, 0xc0,                                     // 38     xor  ax, ax
+    0xe9, 0xc6, 0xfe,                               // 3a     jmp  PROGRAM + 3    ; behind cli and xor
+    0x0f, 0x00, 0x43, 0x7d, 0x00, 0x00,             // 3d gdtr: limit and base
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // 43 gdt
+    0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00, // 4b
+];
+
 /// The boot sector with its signature.
 pub fn boot_sector() -> [u8; SECTOR] {
     bootable(&PROGRAM)
@@ -102,6 +134,21 @@ pub fn write_idle_disk(path: &Path) -> io::Result<()> {
 /// Fails where the file exists already: a disk in use is never replaced.
 pub fn write_guest_disk(path: &Path) -> io::Result<()> {
     write_disk(path, &boot_sector())
+}
+
+/// Writes a disk whose proving guest fills some of its memory, MiB, before it counts.
+///
+/// # Errors
+/// As [`write_guest_disk`].
+pub fn write_heavy_disk(path: &Path, mebibytes: u8) -> io::Result<()> {
+    let mut sector = boot_sector();
+    // In place of `cli` and `xor ax, ax`, which the ballast does: jmp BALLAST.
+    sector[..3].copy_from_slice(&[0xe9, (BALLAST_AT - 3) as u8, ((BALLAST_AT - 3) >> 8) as u8]);
+    let ballast = &mut sector[BALLAST_AT..][..BALLAST.len()];
+    ballast.copy_from_slice(&BALLAST);
+    let pages = u32::from(mebibytes) * 256;
+    ballast[BALLAST_PAGES..][..4].copy_from_slice(&pages.to_le_bytes());
+    write_disk(path, &sector)
 }
 
 fn write_disk(path: &Path, boot_sector: &[u8]) -> io::Result<()> {

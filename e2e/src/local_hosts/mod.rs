@@ -11,6 +11,7 @@ mod guest;
 mod libvirtd;
 pub(crate) mod namespace;
 pub(crate) mod power;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -22,10 +23,11 @@ use std::time::Duration;
 
 pub use guest::{
     GUEST_DISK_BYTES, boot_sector, guest_boots, guest_counter, guest_domain_xml, write_guest_disk,
-    write_idle_disk,
+    write_heavy_disk, write_idle_disk,
 };
 pub use namespace::ProcessId;
 pub use rustix::process::Signal;
+pub use witness::{Witness, Written};
 
 use namespace::{Namespace, wait_until};
 
@@ -435,6 +437,24 @@ impl LocalHost {
         let status = command.args(["--listen", "--daemon"]).status();
         status.map_err(step(format!("starting libvirtd on {}", self.name())))?;
         self.wait_for_libvirtd()
+    }
+
+    /// Plugs the cable between the host and its peers out or in. The control plane and the shared
+    /// folder are not reached by it.
+    ///
+    /// # Errors
+    /// The link can't be set.
+    pub fn plug(&self, on: bool) -> Result<(), LocalHostsError> {
+        let what = format!("setting the link of {}", self.name());
+        let status = Command::new("nsenter")
+            .arg("--target")
+            .arg(self.switch.pid.to_string())
+            .args(["--net", "--", "ip", "link", "set", &self.name()])
+            .arg(if on { "up" } else { "down" })
+            .status()
+            .map_err(step(what.clone()))?;
+        let refused = || step(what)(io::Error::other("ip refused it"));
+        status.success().then_some(()).ok_or_else(refused)
     }
 
     fn boot(&self) -> Result<(), LocalHostsError> {

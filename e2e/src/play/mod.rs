@@ -141,6 +141,8 @@ pub struct Cluster {
     agents: BTreeMap<String, Program>,
     controller: Program,
     listen: String,
+    /// Further words for each agent.
+    words: Vec<String>,
     bmcs: BTreeMap<String, Bmc>,
     hosts: LocalHosts,
     plane: ControlPlane,
@@ -159,6 +161,19 @@ impl Cluster {
     pub async fn start(
         count: usize,
         controller_manager: bool,
+        log: &Log,
+    ) -> Result<Self, PlayError> {
+        Self::start_with(count, controller_manager, &[], log).await
+    }
+
+    /// As [`Cluster::start`], with further words for each `stockade-agent run`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_with(
+        count: usize,
+        controller_manager: bool,
+        words: &[&str],
         log: &Log,
     ) -> Result<Self, PlayError> {
         let programs = Programs::find()?;
@@ -194,6 +209,7 @@ impl Cluster {
             agents: BTreeMap::new(),
             controller,
             listen,
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
             bmcs,
             hosts,
             plane,
@@ -321,6 +337,7 @@ impl Cluster {
         command
             .args(["run", "--emulated", "--host", name, "--restart-libvirt"])
             .arg(self.host(name)?.restart_program())
+            .args(&self.words)
             .env("KUBECONFIG", kubeconfig)
             .env("RUST_LOG", "info");
         let log = self.folder.path().join(format!("agent-{name}.log"));

@@ -30,6 +30,8 @@ use crate::report::{Report, Reported, report};
 const COALESCE: u64 = 20;
 /// A round is made at least so often, in milliseconds.
 const TICK: u64 = 1_000;
+/// A look at the host that takes longer is told, in milliseconds.
+const SLOW_LOOK: u64 = 1_000;
 /// Pause after an action that failed, in milliseconds.
 const RETRY: u64 = 2_000;
 /// Between two looks at addresses, use and locks, in milliseconds.
@@ -342,6 +344,10 @@ impl Loop {
 
     fn seen(&mut self, seen: Seen) {
         let now = self.context.now();
+        let took = now.saturating_sub(seen.began);
+        if took >= SLOW_LOOK {
+            tracing::warn!(milliseconds = took, "the host was slow to answer");
+        }
         self.looking = false;
         if let Some(hook) = seen.hook {
             self.hook = hook;

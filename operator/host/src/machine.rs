@@ -27,6 +27,8 @@ pub struct MachineOptions {
     pub boot_id: PathBuf,
     /// The machine's SMBIOS UUID.
     pub smbios_uuid: PathBuf,
+    /// CPUs that VMs may be given in all; `None`: as many as the machine has.
+    pub cpus: Option<i32>,
 }
 
 impl MachineOptions {
@@ -37,6 +39,7 @@ impl MachineOptions {
             state: state.to_owned(),
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
             smbios_uuid: "/sys/class/dmi/id/product_uuid".into(),
+            cpus: None,
         }
     }
 }
@@ -55,6 +58,8 @@ struct Identity {
 pub struct RealMachine {
     host_uid: String,
     boot_id: String,
+    /// What VMs may be given in all, if not what the machine has.
+    cpus: Option<i32>,
 }
 
 impl RealMachine {
@@ -92,7 +97,7 @@ impl RealMachine {
             );
             return Err(HostError::refused(OP, path.display().to_string(), message));
         }
-        Ok(Self { host_uid: identity.host_uid, boot_id })
+        Ok(Self { host_uid: identity.host_uid, boot_id, cpus: options.cpus })
     }
 
     /// The machine's identity.
@@ -116,7 +121,7 @@ impl RealMachine {
         Ok(MachineFacts {
             host_uid: self.host_uid.clone(),
             boot_id: self.boot_id.clone(),
-            cpu: i32::try_from(cpus).unwrap_or(i32::MAX),
+            cpu: self.cpus.unwrap_or_else(|| i32::try_from(cpus).unwrap_or(i32::MAX)),
             memory_mib: kib.unwrap_or(0_i64) / 1024,
             hypervisors: vec![HypervisorKind::KVM],
             // Nothing here feeds one yet, and what is not fed must not be relied on.

@@ -67,6 +67,10 @@ struct RunArguments {
     /// whoever reaches libvirt's port governs it. Without this they need mutual TLS.
     #[arg(long, env = "STOCKADE_INSECURE_MIGRATION")]
     insecure_migration: bool,
+    /// CPUs that VMs may be given in all; more than the machine has: they share. Absent: as many as
+    /// it has.
+    #[arg(long, env = "STOCKADE_CPUS", value_parser = clap::value_parser!(i32).range(1..))]
+    cpus: Option<i32>,
 }
 
 fn main() -> ExitCode {
@@ -122,7 +126,9 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
 
 /// The drivers of a real machine; `itself` is this program with its first arguments.
 fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResult<AgentPorts> {
-    let machine = RealMachine::open(&MachineOptions::new(state))?;
+    let mut machine = MachineOptions::new(state);
+    machine.cpus = options.cpus;
+    let machine = RealMachine::open(&machine)?;
     let mut libvirt = LibvirtOptions::new(state, machine.boot_id(), itself.clone());
     libvirt.uri.clone_from(&options.libvirt_uri);
     libvirt.emulated |= options.emulated;

@@ -193,10 +193,21 @@ impl<'a> Sides<'a> {
             Some(MigrationState::Unknown) if self.source.runs() && self.is_partial() => {
                 Next::CallOffTarget(self.why(off))
             }
+            // Both are looked at and neither runs. No lock would have let libvirt run the target's
+            // copy, and before the swap nobody else does: the source's may go on (safety §8.2).
+            Some(MigrationState::Unknown) if !self.spans && self.both_wait() => Next::CallOffSource,
             Some(MigrationState::Unknown) if !self.guarded => Next::CallOffTarget(self.why(off)),
             _ if off || stands == Some(MigrationState::Failed) => Next::CallOffSource,
             _ => Next::Wait,
         }
+    }
+
+    /// Each side's own word that its copy is there, whole or not, and does not run.
+    fn both_wait(&self) -> bool {
+        let target = self.target.stands(&self.moving.uid).map(|(state, _)| state);
+        self.source.said.is_some_and(|s| s.state == DomainState::Paused)
+            && matches!(target, Some(MigrationState::Ready | MigrationState::Switched))
+            && !self.target.runs()
     }
 
     /// The target's own word that it has not got everything.

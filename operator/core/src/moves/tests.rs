@@ -154,6 +154,23 @@ fn an_unknown_answer_is_decided_by_both_sides_and_never_by_guess() {
 }
 
 #[test]
+fn without_a_lock_that_spans_hosts_two_copies_that_wait_end_with_the_source_going_on() {
+    let unknown = runs(Some("Copy"), Some(MigrationState::Unknown));
+    let paused = Told { state: Some(DomainState::Paused), ..unknown.clone() };
+    let whole = incoming(DomainState::Paused, MigrationState::Switched);
+    let free = |source: &Told, target: &Told| {
+        Case { spans: false, ..Case::new(source.clone(), target.clone()) }.next()
+    };
+    assert_eq!(free(&paused, &whole), Next::CallOffSource);
+    assert_eq!(Case::new(paused.clone(), whole.clone()).next(), Next::Wait, "libvirt may run it");
+    let silent = Told { state: None, stands: None, ..whole.clone() };
+    assert_eq!(free(&paused, &silent), Next::Wait);
+    assert_eq!(free(&Told { state: None, ..unknown }, &whole), Next::Wait);
+    let arrived = incoming(DomainState::Running, MigrationState::Done);
+    assert_eq!(free(&paused, &arrived), Next::Wait, "it runs though nobody swapped");
+}
+
+#[test]
 fn completed_wins_over_a_call_off() {
     let copying = runs(Some("Abort"), Some(MigrationState::Copying));
     let arrived = incoming(DomainState::Running, MigrationState::Done);

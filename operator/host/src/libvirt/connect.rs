@@ -22,6 +22,7 @@ const RETRY: Duration = Duration::from_millis(300);
 
 /// A connection that comes back by itself.
 pub(super) struct Connection {
+    uri: String,
     current: Arc<Mutex<Option<Connect>>>,
     up: watch::Receiver<bool>,
     events: Mutex<Option<mpsc::UnboundedReceiver<HypervisorEvent>>>,
@@ -44,7 +45,7 @@ impl Connection {
             .name("libvirt-connect".into())
             .spawn(move || keep_connected(&uri_text, &shared, &up_sender, &news))
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { current, up, events: Mutex::new(Some(receiver)) })
+        Ok(Self { uri: uri.to_owned(), current, up, events: Mutex::new(Some(receiver)) })
     }
 
     /// The stream of news; an empty one for every caller but the first.
@@ -76,9 +77,42 @@ impl Connection {
         call: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
     ) -> HostResult<T> {
         let connect = self.connected(op, target, limit).await?;
+        Self::call(op, target, limit, move || Ok(connect), call).await
+    }
+
+    /// As [`Connection::change`], over a connection that is opened for this call alone.
+    ///
+    /// The daemon answers five calls of a connection at once (`max_client_requests`) and lets all
+    /// others wait: calls as long as a move must not be among them.
+    pub(super) async fn change_alone<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        target: &str,
+        limit: Duration,
+        call: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
+    ) -> HostResult<T> {
+        let uri = self.uri.clone();
+        Self::call(op, target, limit, move || open(&uri), call).await
+    }
+
+    async fn call<T: Send + 'static>(
+        op: &'static str,
+        target: &str,
+        limit: Duration,
+        connect: impl FnOnce() -> Result<Connect, Error> + Send + 'static,
+        call: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
+    ) -> HostResult<T> {
         let (answer, answered) = oneshot::channel();
         let name = target.to_owned();
         let run = move || {
+            let connect = match connect() {
+                Ok(connect) => connect,
+                Err(error) => {
+                    // Nothing was asked yet.
+                    let _ = answer.send(Err(host_error(op, &name, &error, true)));
+                    return;
+                }
+            };
             let result = call(&connect);
             // libvirt's errors belong to the thread, so both are asked for here.
             let alive = result.is_ok() || connect.is_alive().unwrap_or(false);
@@ -131,6 +165,17 @@ fn host_error(op: &'static str, target: &str, error: &Error, alive: bool) -> Hos
     HostError::failed(op, target, message)
 }
 
+/// Opens a connection that ends when the daemon is frozen.
+fn open(uri: &str) -> Result<Connect, Error> {
+    let connect = Connect::open(Some(uri))?;
+    // The test driver has no RPC and refuses keepalive.
+    let (interval, count) = KEEPALIVE;
+    match connect.set_keep_alive(interval, count) {
+        Err(error) if !error.code().is(ErrorNumber::NoSupport) => Err(error),
+        _ => Ok(connect),
+    }
+}
+
 /// Opens, waits until it is gone, opens again; ends when nobody listens any more.
 fn keep_connected(
     uri: &str,
@@ -143,14 +188,7 @@ fn keep_connected(
         generation += 1;
         let (signals, mut received) = mpsc::unbounded_channel();
         // Blocks while the daemon is frozen; callers wait on their own deadlines.
-        let opened = Connect::open(Some(uri)).and_then(|connect| {
-            // The test driver has no RPC and refuses keepalive.
-            let (interval, count) = KEEPALIVE;
-            if let Err(error) = connect.set_keep_alive(interval, count)
-                && !error.code().is(ErrorNumber::NoSupport)
-            {
-                return Err(error);
-            }
+        let opened = open(uri).and_then(|connect| {
             events::register(&connect, &signals, generation)?;
             Ok(connect)
         });

@@ -15,6 +15,8 @@ pub(super) struct Seen {
     state: Enum<DomainState, sys::virDomainState>,
     /// Paused in the middle of a live move.
     migrating: bool,
+    /// Paused since its start: of what is to come in nothing has come yet.
+    starting: bool,
 }
 
 /// Reads every running domain; one that ends meanwhile is left out.
@@ -41,19 +43,21 @@ pub(super) fn see(domain: &Domain) -> Result<Option<Seen>, Error> {
             return Ok(None);
         }
     };
-    let migrating = matches!(
-        reason,
-        Enum::Known(DomainStateReason::Paused(Enum::Known(
-            DomainPausedReason::Migration | DomainPausedReason::PostCopy
-        )))
-    );
-    Ok(Some(Seen { view, state, migrating }))
+    let paused = match reason {
+        Enum::Known(DomainStateReason::Paused(Enum::Known(reason))) => Some(reason),
+        _ => None,
+    };
+    let migrating =
+        matches!(paused, Some(DomainPausedReason::Migration | DomainPausedReason::PostCopy));
+    let starting = matches!(paused, Some(DomainPausedReason::StartingUp));
+    Ok(Some(Seen { view, state, migrating, starting }))
 }
 
 impl Seen {
     /// In the port's words. `incoming`: it came in by a live move and was not resumed yet.
     pub(super) fn live(self, incoming: bool) -> LiveDomain {
-        let state = match (self.state, incoming, self.migrating) {
+        let partial = self.migrating || (incoming && self.starting);
+        let state = match (self.state, incoming, partial) {
             (Enum::Known(DomainState::Paused | DomainState::PMSuspended), true, true) => {
                 LiveState::Incoming
             }

@@ -84,7 +84,7 @@ pub(super) async fn migrate(
     let downtime = u64::from(request.downtime_limit_milliseconds.max(0).unsigned_abs());
     let uid = request.vm_uid.clone();
     let moved = connection
-        .change(OP, &request.vm_uid, LIMIT, move |connect| {
+        .change_alone(OP, &request.vm_uid, LIMIT, move |connect| {
             let domain = connect.lookup_domain_by_uuid_string(&uid)?;
             let xml = domain.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE)?;
             let Some(xml) = with_epoch(&xml, epoch, target_epoch) else { return Ok(false) };
