@@ -105,7 +105,7 @@ fn agent(part: &str, shared: &Path) {
                 data_uri: "tcp://{address}".into(),
                 tls: false,
             },
-            ..LibvirtOptions::new(Path::new(STATE), &boot_id(), agent)
+            ..LibvirtOptions::new(Path::new(STATE), "local", &boot_id(), agent)
         };
         let libvirt = Libvirt::new(options).unwrap();
         match part {

@@ -123,19 +123,75 @@ pub struct AgentStorage {
     /// Owner of the VMs' files, by number.
     #[serde(default)]
     pub owner: FileOwner,
+    /// What OCFS2 needs beside its device's path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocfs2: Option<AgentOcfs2>,
 }
 
-/// A folder that a host serves to others by NFS.
+/// OCFS2 as an agent brings it up: the device, and this host's place in the o2cb cluster.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentOcfs2 {
+    /// The target to log in to; absent: the device is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iscsi: Option<AgentIscsi>,
+    /// This host's node number; 0: none yet.
+    pub node_number: i32,
+    /// All nodes of the cluster.
+    #[schemars(length(max = 255))]
+    pub nodes: Vec<OcfsNode>,
+    /// Threshold of the heartbeat, in iterations of two seconds.
+    pub heartbeat_threshold: i32,
+    /// Node slots of a file system that is made.
+    pub slots: i32,
+    /// The file system may be made if the device is proven blank.
+    pub format_if_blank: bool,
+    /// It is this host that makes it, and no other.
+    pub format_here: bool,
+}
+
+/// A target, as an initiator logs in to it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentIscsi {
+    /// Portal.
+    #[schemars(length(max = 253))]
+    pub portal: String,
+    /// Qualified name.
+    #[schemars(length(max = 223))]
+    pub target: String,
+    /// Logical unit.
+    pub lun: i32,
+}
+
+/// A node of an o2cb cluster.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct OcfsNode {
+    /// The Host.
+    #[schemars(length(max = 49))]
+    pub name: String,
+    /// Its number, for good.
+    pub number: i32,
+    /// IPv4 address by which the nodes reach it.
+    #[schemars(length(max = 253))]
+    pub address: String,
+}
+
+/// What a host serves to others: a folder by NFS, or a device by iSCSI.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentExport {
     /// The SharedStorage.
     #[schemars(length(min = 1, max = 63))]
     pub storage: String,
-    /// The folder.
+    /// The folder, or the device or file.
     #[schemars(length(min = 1, max = 255))]
     pub path: String,
-    /// Lease time of the server in seconds; of several exports the shortest counts.
+    /// The target that the device is given as; absent: the folder is exported by NFS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<AgentTarget>,
+    /// Lease time of the NFS server in seconds; of several exports the shortest counts.
     pub lease_seconds: i32,
     /// The hosts that may mount it, and nobody else.
     #[serde(default)]
@@ -149,6 +205,17 @@ pub struct AgentExport {
     #[serde(default)]
     #[schemars(length(max = 4096))]
     pub broken: Vec<super::BootReference>,
+}
+
+/// A target that a host serves.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentTarget {
+    /// Qualified name.
+    #[schemars(length(max = 223))]
+    pub name: String,
+    /// Logical unit.
+    pub lun: i32,
 }
 
 /// A host that may mount an export.
@@ -231,6 +298,10 @@ pub struct HostAgentStatus {
     pub exports: Vec<ExportReport>,
     /// The lock manager works.
     pub lock_ready: bool,
+    /// Why it does not, with the remedy.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub lock_message: String,
     /// The lock manager that is running, if one is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lock: Option<LockKind>,

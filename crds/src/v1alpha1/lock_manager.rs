@@ -75,7 +75,11 @@ pub struct LockManagerStatus {
     /// Hosts that keep their locks by it.
     #[serde(default)]
     pub ready_hosts: i32,
-    /// Host ids of sanlock by host uid.
+    /// Seconds from a host's last renewal until another host may have its locks; 0: as soon as the
+    /// storage's server has dropped them.
+    #[serde(default)]
+    pub release_seconds: i32,
+    /// Host ids of sanlock by host uid; none is ever given to another host.
     #[serde(default)]
     pub host_ids: BTreeMap<String, i32>,
     /// Conditions, Ready first.

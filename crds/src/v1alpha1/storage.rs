@@ -148,6 +148,7 @@ fn o2cb_threshold() -> i32 {
 /// An iSCSI logical unit.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.servedBy) == has(self.backing)").message("spec.ocfs2.iscsi: servedBy and backing go together; backing is the device or file of the serving host"))]
 pub struct Iscsi {
     /// Portal address, with a port if it is not 3260.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
@@ -166,6 +167,10 @@ pub struct Iscsi {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 49))]
     pub served_by: Option<String>,
+    /// The device or file on that Host which is the logical unit; it must be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 255), regex(pattern = r"^/[A-Za-z0-9._:+/-]+$"))]
+    pub backing: Option<String>,
 }
 
 /// An AoE device.

@@ -29,6 +29,28 @@ pub(crate) struct Look {
     pub(crate) moving: Vec<String>,
 }
 
+/// What came of the last look at the lock manager.
+#[derive(Debug)]
+pub(crate) struct LockLook {
+    /// The one that was looked for; `None`: none is wanted.
+    wanted: Option<AgentLock>,
+    /// Why it does not work, if it does not.
+    trouble: Option<String>,
+}
+
+impl LockLook {
+    /// Whether the lock manager that is wanted now is the one that was found to work.
+    pub(crate) fn works(look: Option<&Self>, wanted: Option<&AgentLock>) -> bool {
+        look.is_some_and(|look| look.wanted.as_ref() == wanted && look.trouble.is_none())
+    }
+
+    /// Why the lock manager does not work; empty if it does.
+    pub(crate) fn trouble(look: Option<&Self>) -> String {
+        let trouble = look.and_then(|look| look.trouble.as_ref());
+        trouble.map(|text| text.chars().take(1_000).collect()).unwrap_or_default()
+    }
+}
+
 /// What it saw.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -38,7 +60,7 @@ pub(crate) struct Seen {
     /// Why epochs that are gone ended, as far as the hypervisor still knows.
     pub(crate) reasons: BTreeMap<String, StopReason>,
     pub(crate) hook: Option<bool>,
-    pub(crate) lock: Option<bool>,
+    pub(crate) lock: Option<LockLook>,
     /// Moves that are under way, and how far; `None`: none is.
     pub(crate) jobs: BTreeMap<String, Option<u64>>,
 }
@@ -86,10 +108,11 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
     }
     if let Some(lock) = &look.lock {
         let call = hypervisor.ensure_lock_manager(lock.as_ref());
-        seen.lock = Some(timed("check", "lock manager", 10, call).await.unwrap_or_else(|error| {
+        let trouble = timed("check", "lock manager", 10, call).await.err().map(|error| {
             tracing::warn!(%error, "the lock manager does not work");
-            false
-        }));
+            error.to_string()
+        });
+        seen.lock = Some(LockLook { wanted: lock.clone(), trouble });
     }
     if look.facts
         && let Ok(facts) = timed("read", "machine", 10, context.ports.machine.facts()).await

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::act::{Done, act, copy};
 use crate::context::{Context, locked, timed};
 use crate::inventory::{is_ordered, item};
-use crate::observe::{Inspected, Look, Seen, inspect, look};
+use crate::observe::{Inspected, LockLook, Look, Seen, inspect, look};
 use crate::report::{Report, Reported, report};
 
 /// News that come together make one round, in milliseconds.
@@ -103,8 +103,7 @@ struct Loop {
     arming: bool,
     hook: bool,
     probed_at: Option<u64>,
-    lock: bool,
-    lock_seen: bool,
+    lock: Option<LockLook>,
     started: u64,
     lock_at: Option<u64>,
     facts_at: u64,
@@ -141,8 +140,7 @@ pub(crate) async fn run(context: Arc<Context>) {
         arming: false,
         hook: false,
         probed_at: None,
-        lock: false,
-        lock_seen: false,
+        lock: None,
         started: now,
         lock_at: None,
         facts_at: now,
@@ -325,7 +323,7 @@ impl Loop {
             self.probed_at = Some(now);
         }
         if let Some(spec) = self.context.joined_spec() {
-            let every = if self.lock { 10_000 } else { 2_000 };
+            let every = if self.lock_works(&spec) { 10_000 } else { 2_000 };
             if self.lock_at.is_none_or(|at| now.saturating_sub(at) >= every) {
                 request.lock = Some(spec.lock);
                 self.lock_at = Some(now);
@@ -342,7 +340,12 @@ impl Loop {
         });
     }
 
-    fn seen(&mut self, seen: Seen) {
+    /// Whether the lock manager that is wanted now works.
+    fn lock_works(&self, spec: &HostAgentSpec) -> bool {
+        LockLook::works(self.lock.as_ref(), spec.lock.as_ref())
+    }
+
+    fn seen(&mut self, mut seen: Seen) {
         let now = self.context.now();
         let took = now.saturating_sub(seen.began);
         if took >= SLOW_LOOK {
@@ -352,9 +355,8 @@ impl Loop {
         if let Some(hook) = seen.hook {
             self.hook = hook;
         }
-        if let Some(lock) = seen.lock {
-            self.lock = lock;
-            self.lock_seen = true;
+        if let Some(lock) = seen.lock.take() {
+            self.lock = Some(lock);
         }
         self.remember(&seen, now);
         self.live.clone_from(&seen.live);
@@ -490,7 +492,7 @@ impl Loop {
             memory: self.memory.clone(),
             storages: locked(&context.storages).values().cloned().collect(),
             hook_ready: self.hook,
-            lock: spec.lock.as_ref().filter(|_| self.lock).map(|l| l.kind),
+            lock: spec.lock.as_ref().filter(|_| self.lock_works(spec)).map(|l| l.kind),
             arming: spec.arm && !armed,
             suspended: context.config.guards.suspends
                 && spec
@@ -692,7 +694,7 @@ impl Loop {
         // The first word must be an inventory: none without a list of orders.
         o.orders.as_ref()?;
         // Nor is a half-made look at the host worth a word, unless it stays one.
-        let looked = self.lock_seen
+        let looked = self.lock.is_some()
             && spec.storages.iter().all(|s| o.storages.iter().any(|r| r.name == s.name));
         if !looked && self.context.now().saturating_sub(self.started) < FIRST_WORD {
             return None;
@@ -724,7 +726,8 @@ impl Loop {
             inventory: self.inventory.clone(),
             storages: o.storages.clone(),
             exports: locked(&self.context.exports).clone(),
-            lock_ready: self.lock,
+            lock_ready: self.lock_works(spec),
+            lock_message: LockLook::trouble(self.lock.as_ref()),
             lock: o.lock,
             armed: spec.arm && armed.is_some(),
             self_fence: armed.filter(|_| spec.arm),

@@ -2,16 +2,21 @@
 //!
 //! What is to be denied and broken is the plan's to say, in the serving host's HostAgent; here its
 //! agent's answer is awaited. Where no host of ours serves, or one does not answer, the server's
-//! own lease must run out.
+//! own lease must run out; sanlock's leases can't be broken, and are always waited for.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kube::api::ListParams;
 use kube::{Api, Client};
+use stockade_core::locks;
+use stockade_core::storages::{release_seconds, serving_host};
 use stockade_crds::names::{AGENT_OBJECT, host_namespace};
-use stockade_crds::v1alpha1::{BootReference, ExportReport, HostAgent, SharedStorage};
+use stockade_crds::v1alpha1::{
+    BootReference, ExportReport, HostAgent, LockKind, LockManager, SharedStorage,
+};
 use stockade_host::ports::{Clock, StorageServer};
 use stockade_host::{HostError, HostResult};
 
@@ -19,8 +24,6 @@ use crate::context::request;
 
 /// A serving host that has not answered for so long counts as a server of others (safety §6.2).
 const ANSWER_MILLIS: u64 = 30_000;
-/// A server drops the state of a client some time after its lease is over.
-const AFTER_LEASE_MILLIS: u64 = 5_000;
 
 /// Storages as their serving hosts' agents serve them.
 pub struct ServingHosts {
@@ -33,7 +36,12 @@ pub struct ServingHosts {
 /// Who serves a storage, and how.
 struct Served {
     host: Option<String>,
-    lease_millis: u64,
+    /// What a dead boot holds is dropped there; else it is o2cb's to recover.
+    breaks: bool,
+    /// Until what a silent host holds is free by itself.
+    release_millis: u64,
+    /// Until sanlock gives its leases away, whatever the server does; 0: it keeps none.
+    sanlock_millis: u64,
 }
 
 impl ServingHosts {
@@ -55,11 +63,19 @@ impl ServingHosts {
         let api: Api<SharedStorage> = Api::all(self.client.clone());
         let object = request(|| format!("reading SharedStorage {storage}"), api.get(storage)).await;
         let object = object.map_err(|error| HostError::failed(op, storage, error.to_string()))?;
-        let nfs = object.spec.nfs;
-        let lease = nfs.as_ref().map_or(90, |nfs| nfs.lease_seconds);
+        let managers: Api<LockManager> = Api::all(self.client.clone());
+        let params = ListParams::default();
+        let listed = request(|| "listing LockManagers".to_owned(), managers.list(&params)).await;
+        let listed = listed.map_err(|error| HostError::failed(op, storage, error.to_string()))?;
+        let here = listed.items.iter().filter(|manager| manager.spec.storage == storage);
+        let kinds: Vec<LockKind> = here.map(|manager| manager.spec.kind).collect();
+        let sanlock = kinds.iter().copied().map(locks::release_seconds).max().unwrap_or_default();
+        let millis = |seconds: i32| u64::try_from(seconds).unwrap_or_default() * 1_000;
         Ok(Served {
-            host: nfs.and_then(|nfs| nfs.served_by),
-            lease_millis: u64::try_from(lease).unwrap_or(90) * 1_000,
+            release_millis: millis(release_seconds(&object, kinds)),
+            sanlock_millis: millis(sanlock),
+            breaks: object.spec.nfs.is_some(),
+            host: serving_host(&object).map(ToOwned::to_owned),
         })
     }
 
@@ -77,6 +93,16 @@ impl ServingHosts {
         let exports = agent.and_then(|agent| agent.status).map(|status| status.exports);
         Ok(exports.unwrap_or_default().into_iter().find(|export| export.storage == storage))
     }
+}
+
+/// What can't be broken is waited for, from when it was first asked for: not before the proof.
+fn wait(op: &'static str, storage: &str, what: &str, waited: u64, millis: u64) -> HostResult<()> {
+    if waited >= millis {
+        return Ok(());
+    }
+    // In tens: it is kept in a status, which is written when it changes.
+    let seconds = (millis - waited).div_ceil(10_000) * 10;
+    Err(HostError::refused(op, storage, format!("{what} are waited for, about {seconds} s more")))
 }
 
 fn names(boots: &[BootReference], boot_id: &str) -> bool {
@@ -132,7 +158,8 @@ impl StorageServer for ServingHosts {
             const OP: &str = "break locks";
             let waited = self.waited(storage, boot_id);
             let served = self.served(OP, storage).await?;
-            if let Some(server) = &served.host {
+            wait(OP, storage, "sanlock's leases", waited, served.sanlock_millis)?;
+            if let Some(server) = served.host.as_ref().filter(|_| served.breaks) {
                 let report = self.report(OP, storage, server).await?;
                 if let Some(report) = report.filter(|report| names(&report.denied, boot_id)) {
                     if names(&report.broken, boot_id) {
@@ -142,13 +169,7 @@ impl StorageServer for ServingHosts {
                     return Err(HostError::unknown(OP, storage, message));
                 }
             }
-            let lease = served.lease_millis + AFTER_LEASE_MILLIS;
-            if waited >= lease {
-                return Ok(());
-            }
-            let seconds = (lease - waited).div_ceil(1_000);
-            let message = format!("they are waited for, {seconds} s more");
-            Err(HostError::refused(OP, storage, message))
+            wait(OP, storage, "its locks", waited, served.release_millis)
         }
         .boxed()
     }

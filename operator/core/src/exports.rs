@@ -1,10 +1,10 @@
 //! What a serving host exports, to whom, and who is left out (safety §6.2).
 
 use stockade_crds::v1alpha1::{
-    AgentExport, BootReference, ExportClient, Host, HostFence, SharedStorage,
+    AgentExport, AgentTarget, BootReference, ExportClient, Host, HostFence, SharedStorage,
 };
 
-use crate::hosts::selects;
+use crate::storages::{selects, serving_host};
 use crate::world::World;
 
 /// The exports of the host of that name.
@@ -14,21 +14,12 @@ use crate::world::World;
 /// once the certificate in the API says that the denial is in force.
 #[must_use]
 pub fn of_host(world: &World, server: &str) -> Vec<AgentExport> {
-    let served = |storage: &SharedStorage| {
-        let nfs = storage.spec.nfs.as_ref()?;
-        (nfs.served_by.as_deref() == Some(server)).then(|| nfs.clone())
-    };
     world
         .storages
         .iter()
-        .filter_map(|(name, storage)| Some((name, storage, served(storage)?)))
-        .map(|(name, storage, nfs)| {
-            let mut export = AgentExport {
-                storage: name.clone(),
-                path: nfs.export,
-                lease_seconds: nfs.lease_seconds,
-                ..AgentExport::default()
-            };
+        .filter(|(_, storage)| serving_host(storage) == Some(server))
+        .filter_map(|(name, storage)| Some((name, storage, empty(name, storage)?)))
+        .map(|(name, storage, mut export)| {
             for (host, object) in &world.hosts {
                 if host == server || !selects(storage, host, object) {
                     continue;
@@ -55,8 +46,20 @@ pub fn of_host(world: &World, server: &str) -> Vec<AgentExport> {
         .collect()
 }
 
+/// What is served of a storage, to nobody yet.
+fn empty(name: &str, storage: &SharedStorage) -> Option<AgentExport> {
+    let export = AgentExport { storage: name.to_owned(), ..AgentExport::default() };
+    if let Some(nfs) = &storage.spec.nfs {
+        let (path, lease_seconds) = (nfs.export.clone(), nfs.lease_seconds);
+        return Some(AgentExport { path, lease_seconds, ..export });
+    }
+    let iscsi = storage.spec.ocfs2.as_ref()?.iscsi.as_ref()?;
+    let target = AgentTarget { name: iscsi.target.clone(), lun: iscsi.lun };
+    Some(AgentExport { path: iscsi.backing.clone()?, target: Some(target), ..export })
+}
+
 /// How a server sees a host: its storage address, else the one that is declared, else its name.
-fn storage_address(name: &str, host: &Host) -> String {
+pub(crate) fn storage_address(name: &str, host: &Host) -> String {
     let addresses = &host.spec.addresses;
     let given = [&addresses.storage, &addresses.management, &addresses.migration];
     given.into_iter().flatten().next().cloned().unwrap_or_else(|| name.to_owned())

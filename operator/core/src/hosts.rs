@@ -5,9 +5,8 @@ use stockade_crds::conditions::{PAUSED, STORM_BRAKE, TOLERATES_HOST_FAILURE};
 use stockade_crds::names::host_fence_name;
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
-    AgentLock, AgentStorage, Automation, AvailabilityPolicySpec, AvailabilityPolicyStatus,
-    BootReference, Evidence, Host, HostAgentSpec, HostCapacity, HostState, HostStatus,
-    SharedStorage, SharedStorageStatus, StorageKind,
+    Automation, AvailabilityPolicySpec, AvailabilityPolicyStatus, BootReference, Evidence, Host,
+    HostAgentSpec, HostCapacity, HostState, HostStatus,
 };
 
 use crate::certificates::identity;
@@ -17,6 +16,7 @@ use crate::ha::host_state::HostFacts;
 use crate::lineage;
 use crate::locks;
 use crate::plan::{Intent, Plan, Report};
+use crate::storages;
 use crate::validate::{policy_problems, summary};
 use crate::vm::basis;
 use crate::world::World;
@@ -33,7 +33,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
         out.hosts.push((facts.name.clone(), host_status(world, facts, host, brake)));
     }
     for (name, storage) in &world.storages {
-        out.storages.push((name.clone(), storage_status(world, name, storage)));
+        out.storages.push((name.clone(), storages::report(world, name, storage)));
     }
     for (name, manager) in &world.lock_managers {
         let report = locks::report(world, manager);
@@ -88,59 +88,11 @@ fn valid(world: &World, policy: &AvailabilityPolicySpec) -> Decided {
     Decided::new(VALID, false, "InequalitiesBroken", summary(&problems))
 }
 
-/// Whether a storage is meant for a host.
-pub(crate) fn selects(storage: &SharedStorage, name: &str, host: &Host) -> bool {
-    let labels = host.metadata.labels.as_ref();
-    let named = storage.spec.hosts.is_empty() || storage.spec.hosts.iter().any(|h| h == name);
-    named
-        && storage.spec.host_selector.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v))
-}
-
-/// The Host that serves a storage, if one of ours does.
-fn serving_host(storage: &SharedStorage) -> Option<&str> {
-    storage.spec.nfs.as_ref()?.served_by.as_deref()
-}
-
 fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
     let policy = world.policy_spec();
     let agent = world.agents.get(&facts.name);
-    let storages = world
-        .storages
-        .iter()
-        .filter(|(_, s)| selects(s, &facts.name, host))
-        .map(|(name, s)| {
-            let (kind, source, options) = match (&s.spec.nfs, &s.spec.ocfs2) {
-                (Some(nfs), _) => (
-                    StorageKind::NFS,
-                    format!("{}:{}", nfs.server, nfs.export),
-                    nfs.options.clone(),
-                ),
-                (None, Some(_)) => (StorageKind::OCFS2, String::new(), Vec::new()),
-                (None, None) => (StorageKind::SharedDirectory, String::new(), Vec::new()),
-            };
-            AgentStorage {
-                name: name.clone(),
-                mount_path: s.spec.mount_path.clone(),
-                cluster_id: world.cluster_id.clone(),
-                kind,
-                source,
-                options,
-                served_here: serving_host(s).is_some_and(|server| server == facts.name),
-                owner: s.spec.owner,
-            }
-        })
-        .collect();
-    let lock = locks::of_host(world, &facts.name, host).map(|l| AgentLock {
-        kind: l.spec.kind,
-        storage: l.spec.storage.clone(),
-        lockspace: world
-            .storages
-            .get(&l.spec.storage)
-            .map(|storage| format!("{}/.stockade/locks", storage.spec.mount_path))
-            .unwrap_or_default(),
-        host_id: 0,
-        maintenance: l.spec.mode == stockade_crds::v1alpha1::LockMode::Maintenance,
-    });
+    let storages = storages::of_host(world, &facts.name, host);
+    let lock = locks::agent_lock(world, &facts.name, host, &facts.uid);
     // One that was revoked too late binds still: a copy whose epoch has moved on must not go on.
     let dead_boots = world
         .fences
@@ -305,46 +257,4 @@ fn explained(facts: &HostFacts, why: &str, brake: Brake) -> String {
         }
         _ => why.to_owned(),
     }
-}
-
-fn storage_status(
-    world: &World,
-    name: &str,
-    storage: &SharedStorage,
-) -> Report<SharedStorageStatus> {
-    let mut status = storage.status.clone().unwrap_or_default();
-    status.observed_generation = storage.metadata.generation.unwrap_or_default();
-    let mut wanted = 0;
-    let mut ready = 0;
-    let mut trouble = Vec::new();
-    for (host, agent) in &world.agents {
-        if !agent.spec.storages.iter().any(|s| s.name == name) {
-            continue;
-        }
-        wanted += 1;
-        let seen = agent.status.as_ref().and_then(|s| s.storages.iter().find(|r| r.name == name));
-        match seen {
-            Some(r) if r.ready => ready += 1,
-            Some(r) => trouble.push(format!("{host}: {}", r.message)),
-            None => trouble.push(format!("{host}: not mounted yet")),
-        }
-    }
-    if let Some(server) = serving_host(storage) {
-        let report = world.agents.get(server).and_then(|agent| agent.status.as_ref());
-        let report = report.and_then(|s| s.exports.iter().find(|e| e.storage == name));
-        match report {
-            Some(report) if report.ready => {}
-            Some(report) => trouble.insert(0, format!("{server} serves it: {}", report.message)),
-            None => trouble.insert(0, format!("{server} does not serve it yet")),
-        }
-    }
-    status.ready_hosts = ready;
-    let condition = if wanted > 0 && ready == wanted {
-        Decided::new(READY, true, "Mounted", format!("mounted and checked on {ready} hosts"))
-    } else if wanted == 0 {
-        Decided::new(READY, None, "NoHosts", "no host is declared for it")
-    } else {
-        Decided::new(READY, false, "NotMounted", trouble.join("; "))
-    };
-    Report { status, conditions: vec![condition] }
 }

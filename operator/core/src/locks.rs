@@ -4,15 +4,41 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use stockade_crds::conditions::{Decided, READY, STALLED};
-use stockade_crds::v1alpha1::{Host, LockKind, LockManager, LockManagerStatus, LockMode};
+use stockade_crds::v1alpha1::{
+    AgentLock, Host, LockKind, LockManager, LockManagerStatus, LockMode,
+};
 
-use crate::hosts::selects;
+use crate::numbers::allot;
 use crate::plan::Report;
+use crate::storages::selects;
 use crate::world::World;
 
-/// Whether a lock manager is meant for a host: its selector takes the host, and the host uses
-/// the storage that holds its lockspace.
+/// sanlock's time-out of one read or write of its leases, in seconds.
+const SANLOCK_IO_SECONDS: i32 = 10;
+/// After so many of them without a renewal a host has killed what holds its leases, or its watchdog
+/// is about to fire.
+const SANLOCK_RENEWALS: i32 = 8;
+/// Seconds of wdmd's watchdog.
+const SANLOCK_WATCHDOG_SECONDS: i32 = 60;
+/// Host ids that a lockspace of sanlock has room for.
+const SANLOCK_HOSTS: i32 = 2000;
+
+/// Seconds from a host's last renewal until another may have its locks; 0: as soon as the storage's
+/// server has dropped them. sanlock's own formula: 8 · io + watchdog.
+#[must_use]
+pub const fn release_seconds(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Virtlockd => 0,
+        LockKind::Sanlock => SANLOCK_RENEWALS * SANLOCK_IO_SECONDS + SANLOCK_WATCHDOG_SECONDS,
+    }
+}
+
+/// Whether a lock manager is meant for a host: its selector takes the host, the host uses the
+/// storage that holds its lockspace, and locks there bind other hosts.
 fn takes(world: &World, manager: &LockManager, name: &str, host: &Host) -> bool {
+    if binds_nobody(world, manager).is_some() {
+        return false;
+    }
     let labels = host.metadata.labels.as_ref();
     let label = |key: &String| labels.and_then(|all| all.get(key));
     manager.spec.host_selector.iter().all(|(key, value)| label(key) == Some(value))
@@ -28,6 +54,24 @@ pub fn of_host<'a>(world: &'a World, name: &str, host: &Host) -> Option<&'a Arc<
         .values()
         .filter(|manager| takes(world, manager, name, host))
         .min_by_key(|m| (m.metadata.creation_timestamp.clone(), m.metadata.name.clone()))
+}
+
+/// What a host's agent is told of its lock manager; `uid` is the machine that is the host.
+#[must_use]
+pub fn agent_lock(world: &World, name: &str, host: &Host, uid: &str) -> Option<AgentLock> {
+    let manager = of_host(world, name, host)?;
+    let storage = world.storages.get(&manager.spec.storage);
+    // Only what is stored binds: two controllers could mean different numbers by the same host.
+    let ids = manager.status.as_ref().map(|status| &status.host_ids);
+    Some(AgentLock {
+        kind: manager.spec.kind,
+        storage: manager.spec.storage.clone(),
+        lockspace: storage
+            .map(|storage| format!("{}/.stockade/locks", storage.spec.mount_path))
+            .unwrap_or_default(),
+        host_id: ids.and_then(|ids| ids.get(uid)).copied().unwrap_or_default(),
+        maintenance: manager.spec.mode == LockMode::Maintenance,
+    })
 }
 
 /// By storage of this host: why no VM on it could take its lock here.
@@ -59,18 +103,37 @@ pub fn missing(world: &World, name: &str, host: &Host) -> BTreeMap<String, Strin
 pub fn report(world: &World, manager: &LockManager) -> Report<LockManagerStatus> {
     let mut status = manager.status.clone().unwrap_or_default();
     status.observed_generation = manager.metadata.generation.unwrap_or_default();
-    let users = || {
-        let kept = |storage: &String| *storage == manager.spec.storage;
-        world
-            .agents
-            .values()
-            .filter(move |a| a.spec.lock.as_ref().is_some_and(|l| kept(&l.storage)))
-    };
-    let ready = users().filter(|a| a.status.as_ref().is_some_and(|s| s.lock_ready)).count();
-    let all = users().count();
-    status.ready_hosts = i32::try_from(ready).unwrap_or(i32::MAX);
+    status.release_seconds = release_seconds(manager.spec.kind);
+    if manager.spec.kind == LockKind::Sanlock {
+        let hosts = world.hosts.iter().filter(|(name, host)| takes(world, manager, name, host));
+        let names = hosts.map(|(name, _)| name);
+        status.host_ids = allot(world, &status.host_ids, names, 1..=SANLOCK_HOSTS);
+    }
+    let users = world.agents.iter().filter(|(_, agent)| {
+        let lock = agent.spec.lock.as_ref();
+        lock.is_some_and(|lock| {
+            lock.storage == manager.spec.storage && lock.kind == manager.spec.kind
+        })
+    });
+    let (mut all, mut ready, mut trouble) = (0, 0, Vec::new());
+    for (name, agent) in users {
+        all += 1;
+        match agent.status.as_ref() {
+            Some(seen) if seen.lock_ready && seen.lock == Some(manager.spec.kind) => ready += 1,
+            Some(seen) if !seen.lock_message.is_empty() => {
+                trouble.push(format!("{name}: {}", seen.lock_message));
+            }
+            _ => {}
+        }
+    }
+    status.ready_hosts = ready;
     let taken = taken(world, manager);
-    let conditions = if let Some((other, hosts)) = taken {
+    let conditions = if let Some(why) = binds_nobody(world, manager) {
+        vec![
+            Decided::new(READY, false, "LocksAreLocal", why),
+            Decided::new(STALLED, true, "LocksAreLocal", why),
+        ]
+    } else if let Some((other, hosts)) = taken {
         let message = format!(
             "{} kept by LockManager {other} already; set hostSelector or the hosts of the storages \
              so that one LockManager takes a host",
@@ -92,10 +155,19 @@ pub fn report(world: &World, manager: &LockManager) -> Report<LockManagerStatus>
             format!("{ready} hosts keep their locks by it"),
         )]
     } else {
-        let message = format!("{ready} of {all} hosts keep their locks by it");
-        vec![Decided::new(READY, false, "HostsNotReady", message)]
+        trouble.insert(0, format!("{ready} of {all} hosts keep their locks by it"));
+        vec![Decided::new(READY, false, "HostsNotReady", trouble.join("; "))]
     };
     Report { status, conditions }
+}
+
+/// Why the locks of a manager would keep no other host away.
+fn binds_nobody(world: &World, manager: &LockManager) -> Option<&'static str> {
+    let storage = world.storages.get(&manager.spec.storage)?;
+    (manager.spec.kind == LockKind::Virtlockd && storage.spec.ocfs2.is_some()).then_some(
+        "virtlockd's locks are POSIX locks, and on OCFS2 under o2cb those are local to a host: make \
+         a LockManager of kind sanlock",
+    )
 }
 
 /// Hosts that a lock manager of another kind serves though this one takes them too, and which.

@@ -194,11 +194,14 @@ pub trait Hypervisor: Send + Sync {
     fn install_identity<'a>(&'a self, _signed: &'a MoveIdentity) -> BoxFuture<'a, HostResult<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
-    /// Runs the lock manager that the host is to use; `None`: none.
+    /// Runs the lock manager that the host is to use; `None`: none is wanted.
+    ///
+    /// # Errors
+    /// It does not work, or not yet, and why.
     fn ensure_lock_manager<'a>(
         &'a self,
         lock: Option<&'a AgentLock>,
-    ) -> BoxFuture<'a, HostResult<bool>>;
+    ) -> BoxFuture<'a, HostResult<()>>;
 }
 
 /// What linking a record came to.

@@ -129,7 +129,8 @@ fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResul
     let mut machine = MachineOptions::new(state);
     machine.cpus = options.cpus;
     let machine = RealMachine::open(&machine)?;
-    let mut libvirt = LibvirtOptions::new(state, machine.boot_id(), itself.clone());
+    let mut libvirt =
+        LibvirtOptions::new(state, machine.host_uid(), machine.boot_id(), itself.clone());
     libvirt.uri.clone_from(&options.libvirt_uri);
     libvirt.emulated |= options.emulated;
     if let Some(program) = &options.restart_libvirt {

@@ -155,7 +155,16 @@ fn disk_xml(xml: &mut Xml, disk: &MachineDisk, order: usize, targets: &mut Targe
         "driver",
         &[("name", "qemu"), ("type", format), ("cache", "none"), ("io", "threads")],
     );
-    xml.empty("source", &[("file", &disk.path)]);
+    if disk.read_only {
+        xml.empty("source", &[("file", &disk.path)]);
+    } else {
+        // Its owner is the agent's to set. libvirt would give the file back to root where a start
+        // fails, even one that the lock of a VM that runs elsewhere refused: that VM could not write
+        // any more.
+        xml.open("source", &[("file", &disk.path)]);
+        xml.empty("seclabel", &[("model", "dac"), ("relabel", "no")]);
+        xml.close("source");
+    }
     xml.empty("target", &[("dev", &targets.next(disk.bus)), ("bus", bus_name(disk.bus))]);
     if disk.read_only {
         xml.empty("readonly", &[]);

@@ -78,6 +78,14 @@ fn no_disk_is_opened_through_the_page_cache() {
 }
 
 #[test]
+fn a_start_that_fails_gives_no_writable_disk_back_to_root() {
+    let xml = domain_xml(&order(), &HostRenderFacts::default());
+    let after = xml.split("<source file='/srv/vms/shop/db.raw'>").nth(1).unwrap();
+    let source = after.split("</source>").next().unwrap();
+    assert_eq!(source.trim(), "<seclabel model='dac' relabel='no'/>");
+}
+
+#[test]
 fn text_of_users_can_not_break_out_of_its_place() {
     let mut order = order();
     order.machine.disks[0].path = "/x'/><disk/>".into();

@@ -1,10 +1,13 @@
-//! The serving side of NFS: one export a host, by exportfs(8) and a file of our own.
+//! The serving side of storages: NFS by knfsd here, iSCSI by tgtd in `targets`.
+//!
+//! One export a host, by exportfs(8) and a file of our own.
 //!
 //! What is exported stands in one file that is replaced whole and fsynced: it is the journal of
 //! who is denied. knfsd is started here alone, after that file is in force, so that a server that
 //! comes back admits nobody who was denied before (safety §6.2).
 
 mod clients;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -38,6 +41,8 @@ pub struct ExportOptions {
     pub settings: PathBuf,
     /// Folder in which knfsd shows its clients.
     pub clients: PathBuf,
+    /// The kernel's switch of leases on files, which delegations are.
+    pub leases: PathBuf,
 }
 
 impl Default for ExportOptions {
@@ -47,6 +52,7 @@ impl Default for ExportOptions {
             exports: "/etc/exports.d/stockade.exports".into(),
             settings: "/etc/nfs.conf.d/stockade.conf".into(),
             clients: "/proc/fs/nfsd/clients".into(),
+            leases: "/proc/sys/fs/leases-enable".into(),
         }
     }
 }
@@ -86,7 +92,10 @@ impl Knfsd {
         written(path, &text)?;
         let lease = exports.iter().map(|export| export.lease_seconds).min();
         let reset = match lease {
-            Some(lease) => written(&self.options.settings, &settings_text(lease))?,
+            Some(lease) => {
+                let delegates = no_delegations(&self.options.leases)?;
+                written(&self.options.settings, &settings_text(lease))? || delegates
+            }
             None => false,
         };
         // It would serve before this file is known to be right: it is started below.
@@ -158,9 +167,15 @@ impl ExportPort for Knfsd {
     fn ensure<'a>(&'a self, exports: &'a [AgentExport]) -> BoxFuture<'a, Vec<ExportReport>> {
         async move {
             let _round = self.round.lock().await;
-            let applied = self.apply(exports).await;
+            let folders: Vec<AgentExport> =
+                exports.iter().filter(|export| export.target.is_none()).cloned().collect();
+            let applied = self.apply(&folders).await;
             let mut reports = Vec::new();
             for export in exports {
+                if let Some(target) = &export.target {
+                    reports.push(targets::ensure(export, target).await);
+                    continue;
+                }
                 let mut result = applied.clone();
                 if result.is_ok() {
                     let mut denied = lock(&self.denied);
@@ -218,6 +233,17 @@ fn settings_text(lease_seconds: i32) -> String {
     )
 }
 
+/// Switches delegations off: a host that dies with one on the beats keeps all others from beating
+/// and from reading beats until its lease is over. True: they were on.
+fn no_delegations(leases: &Path) -> HostResult<bool> {
+    let now = fs::read_to_string(leases).map_err(failed(OP, leases))?;
+    if now.trim() == "0" {
+        return Ok(false);
+    }
+    fs::write(leases, "0").map_err(failed(OP, leases))?;
+    Ok(true)
+}
+
 /// Replaces a file unless it says this already. True: it was changed.
 fn written(path: &Path, text: &str) -> HostResult<bool> {
     if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
@@ -256,6 +282,16 @@ mod tests {
         let line = format!("/tmp 10.0.0.1({OPTIONS}) 10.0.0.2({OPTIONS})");
         assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), [line]);
         assert!(!text.contains('*') && checked(&exports[1]).is_err());
+    }
+
+    #[test]
+    fn a_server_gives_no_delegations() {
+        let folder = tempfile::tempdir().unwrap();
+        let leases = folder.path().join("leases-enable");
+        fs::write(&leases, "1\n").unwrap();
+        assert!(no_delegations(&leases).unwrap());
+        assert_eq!(fs::read_to_string(&leases).unwrap(), "0");
+        assert!(!no_delegations(&leases).unwrap());
     }
 
     #[test]

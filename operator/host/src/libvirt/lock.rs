@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use stockade_crds::v1alpha1::{AgentLock, LockKind, LockReport};
+use stockade_crds::v1alpha1::LockKind;
 
 use crate::error::{HostError, HostResult};
 use crate::files::{failed, replace};
@@ -19,43 +19,62 @@ fn configured(config: &Path) -> HostResult<Option<String>> {
     Ok(values.map(|value| value.trim().trim_matches('"').to_owned()).next_back())
 }
 
-/// True if virtlockd guards the disks of this host's domains.
-pub(super) fn is_lockd(config: &Path) -> HostResult<bool> {
-    Ok(configured(config)?.as_deref() == Some("lockd"))
+/// The lock manager that `qemu.conf` names, if it is one that we know.
+pub(super) fn kind(config: &Path) -> HostResult<Option<LockKind>> {
+    Ok(match configured(config)?.as_deref() {
+        Some("lockd") => Some(LockKind::Virtlockd),
+        Some("sanlock") => Some(LockKind::Sanlock),
+        _ => None,
+    })
 }
 
-/// Names the lock manager in `qemu.conf` and its lockspace in `qemu-lockd.conf`. True: the daemon
-/// must be restarted to use it.
+/// A configuration file of libvirt's with these values, each said once, at its end.
+pub(super) fn with_values(old: &str, values: &[(&str, String)]) -> String {
+    let sets = |line: &&str, key: &str| {
+        let rest = line.trim_start().strip_prefix(key);
+        rest.is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
+    let other = old.lines().filter(|line| !values.iter().any(|(key, _)| sets(line, key)));
+    let wanted = values.iter().map(|(key, value)| format!("{key} = {value}"));
+    other.map(ToOwned::to_owned).chain(wanted).map(|line| line + "\n").collect()
+}
+
+/// Names the lock manager in `qemu.conf`. True: the daemon must be restarted to use it. `idle`: no
+/// domain runs here.
+///
+/// # Errors
+/// [`HostError::Refused`] where another is named and domains run: they hold locks of that one.
+pub(super) fn choose(config: &Path, kind: LockKind, idle: bool) -> HostResult<bool> {
+    const OP: &str = "use lock manager";
+    let name = match kind {
+        LockKind::Virtlockd => "lockd",
+        LockKind::Sanlock => "sanlock",
+    };
+    match configured(config)?.as_deref() {
+        Some(now) if now == name => return Ok(false),
+        Some(other) if !idle => {
+            let message = format!(
+                "qemu.conf names {other}, and domains run here under it: move them away or stop \
+                 them, then it is changed"
+            );
+            return Err(HostError::refused(OP, name, message));
+        }
+        _ => {}
+    }
+    let path = config.join("qemu.conf");
+    let text = fs::read_to_string(&path).map_err(failed(OP, &path))?;
+    let text = with_values(&text, &[("lock_manager", format!("\"{name}\""))]);
+    replace(&path, text.as_bytes()).map_err(failed(OP, &path))?;
+    Ok(true)
+}
+
+/// Points virtlockd's locks at the storage. True: that was not so before.
 ///
 /// # Errors
 /// [`HostError::Refused`] while the lockspace's storage is not mounted: virtlockd would make the
 /// folder on the host's own disk, and locks there bind nobody else.
-pub(super) fn ensure(config: &Path, lock: &AgentLock) -> HostResult<bool> {
-    const OP: &str = "use lock manager";
-    if lock.kind != LockKind::Virtlockd {
-        return Err(HostError::refused(OP, "sanlock", "this agent can't run sanlock yet"));
-    }
-    let spaced = set_lockspace(config, &lock.lockspace)?;
-    let path = config.join("qemu.conf");
-    match configured(config)?.as_deref() {
-        Some("lockd") => Ok(spaced),
-        Some(other) => {
-            let message = format!("qemu.conf names {other}; stop all domains, then change it");
-            Err(HostError::refused(OP, "virtlockd", message))
-        }
-        None => {
-            let text = fs::read_to_string(&path).map_err(failed(OP, &path))?;
-            let text = format!("{}\nlock_manager = \"lockd\"\n", text.trim_end());
-            replace(&path, text.as_bytes()).map_err(failed(OP, &path))?;
-            Ok(true)
-        }
-    }
-}
-
-/// Points virtlockd's locks at the storage. True: that was not so before.
-fn set_lockspace(config: &Path, lockspace: &str) -> HostResult<bool> {
+pub(super) fn set_lockspace(config: &Path, lockspace: &str) -> HostResult<bool> {
     const OP: &str = "use lockspace";
-    const KEY: &str = "file_lockspace_dir";
     if lockspace.is_empty() {
         return Ok(false);
     }
@@ -66,28 +85,43 @@ fn set_lockspace(config: &Path, lockspace: &str) -> HostResult<bool> {
     }
     fs::create_dir_all(lockspace).map_err(failed(OP, Path::new(lockspace)))?;
     let path = config.join("qemu-lockd.conf");
-    let text = fs::read_to_string(&path).map_err(failed(OP, &path))?;
-    let wanted = format!("{KEY} = \"{lockspace}\"");
-    if text.lines().any(|line| line.trim() == wanted) {
+    let old = fs::read_to_string(&path).map_err(failed(OP, &path))?;
+    let text = with_values(&old, &[("file_lockspace_dir", format!("\"{lockspace}\""))]);
+    if text == old {
         return Ok(false);
     }
-    let other = text.lines().filter(|line| !line.trim_start().starts_with(KEY));
-    let text: String = other.chain([wanted.as_str()]).map(|line| format!("{line}\n")).collect();
     replace(&path, text.as_bytes()).map_err(failed(OP, &path))?;
     Ok(true)
 }
 
-/// True if virtlockd listens; `run` is libvirt's run-time folder of QEMU.
-pub(super) fn daemon_answers(run: &Path) -> bool {
-    let folder = run.parent().unwrap_or(run);
-    UnixStream::connect(folder.join("virtlockd-sock")).is_ok()
+/// virtlockd listens; `run` is libvirt's run-time folder of QEMU.
+pub(super) fn daemon_answers(run: &Path) -> HostResult<()> {
+    let socket = run.parent().unwrap_or(run).join("virtlockd-sock");
+    UnixStream::connect(&socket).map(drop).map_err(failed("reach virtlockd", &socket))
 }
 
-/// libvirt takes the locks before vCPUs run and gives them back while they are suspended.
-pub(super) fn report(domain: Option<&LiveDomain>) -> LockReport {
-    LockReport {
-        manager: LockKind::Virtlockd,
-        held: domain.is_some_and(|domain| domain.state == LiveState::Running),
-        holder: String::new(),
+/// libvirt takes virtlockd's locks before vCPUs run and gives them back while they are suspended.
+pub(super) fn held_while_running(domain: Option<&LiveDomain>) -> bool {
+    domain.is_some_and(|domain| domain.state == LiveState::Running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_manager_is_changed_only_where_no_domain_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let conf = folder.path().join("qemu.conf");
+        let read = || fs::read_to_string(&conf).unwrap();
+        fs::write(&conf, "user = \"root\"\n").unwrap();
+        let choose = |kind, idle| choose(folder.path(), kind, idle);
+        assert!(choose(LockKind::Virtlockd, false).unwrap(), "none was named, so none is held");
+        assert_eq!(read(), "user = \"root\"\nlock_manager = \"lockd\"\n");
+        assert!(!choose(LockKind::Virtlockd, true).unwrap());
+        assert!(choose(LockKind::Sanlock, false).is_err());
+        assert_eq!(kind(folder.path()).unwrap(), Some(LockKind::Virtlockd));
+        assert!(choose(LockKind::Sanlock, true).unwrap());
+        assert_eq!(read(), "user = \"root\"\nlock_manager = \"sanlock\"\n");
     }
 }

@@ -11,7 +11,9 @@ mod events;
 mod identity;
 mod lock;
 mod migrate;
+mod owner;
 mod records;
+mod sanlock;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,9 +25,10 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use stockade_core::render::{DOMAIN_NAMESPACE, HostRenderFacts, domain_name, domain_xml};
 use stockade_crds::v1alpha1::{
-    AgentLock, DomainSpec, HypervisorKind, LockReport, MoveIdentity, MoveRequests,
+    AgentLock, DomainSpec, HypervisorKind, LockKind, LockReport, MoveIdentity, MoveRequests,
 };
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
@@ -43,11 +46,16 @@ use identity::{Changed, Identity};
 use records::{Pending, Records};
 
 pub use migrate::MigrationOptions;
+pub use sanlock::SanlockPlaces;
 
 /// How long a call may take that the daemon answers from memory.
 const SHORT: Duration = Duration::from_secs(10);
 /// How long a start may take; probing QEMU's capabilities alone can take most of a minute.
 const START: Duration = Duration::from_secs(120);
+/// How long one look waits for sanlock to be set up.
+const PREPARE: Duration = Duration::from_secs(5);
+/// A daemon that has not joined its lockspace within this is restarted.
+const JOIN_AGAIN: Duration = Duration::from_secs(300);
 /// UUID of the domain that is to be refused by the hook.
 const PROBE_UUID: &str = "57ac4ade-0000-4000-8000-00000000b0b0";
 
@@ -80,12 +88,16 @@ pub struct LibvirtOptions {
     pub pki: PathBuf,
     /// A folder whose owner is the user that QEMU runs as: `/var/lib/libvirt/qemu`.
     pub qemu_home: PathBuf,
+    /// This host's uid, the name by which sanlock knows it.
+    pub host_uid: String,
+    /// Where sanlock's pieces lie.
+    pub sanlock: SanlockPlaces,
 }
 
 impl LibvirtOptions {
     /// The usual places of a Debian host.
     #[must_use]
-    pub fn new(state: &Path, boot_id: &str, agent: Vec<String>) -> Self {
+    pub fn new(state: &Path, host_uid: &str, boot_id: &str, agent: Vec<String>) -> Self {
         let restart = ["systemctl", "restart", "libvirtd.service"];
         Self {
             uri: "qemu:///system".into(),
@@ -101,6 +113,8 @@ impl LibvirtOptions {
             migration: MigrationOptions::default(),
             pki: "/etc/pki".into(),
             qemu_home: "/var/lib/libvirt/qemu".into(),
+            host_uid: host_uid.to_owned(),
+            sanlock: SanlockPlaces::default(),
         }
     }
 }
@@ -114,6 +128,10 @@ pub struct Libvirt {
     probed: Mutex<Option<(ProcessId, bool)>>,
     /// CPU milliseconds and when they were read, by VM.
     used: Mutex<BTreeMap<String, (u64, Instant)>>,
+    /// When the daemon was last restarted for its lockspace, or this process began.
+    lockspace_at: Mutex<Instant>,
+    /// sanlock as it is being set up: that goes on if the caller gives up.
+    preparing: Mutex<Option<JoinHandle<HostResult<bool>>>>,
     /// What it shows in moves over TLS; `None`: they are not wanted.
     identity: Option<Identity>,
 }
@@ -137,6 +155,8 @@ impl Libvirt {
             records,
             probed: Mutex::default(),
             used: Mutex::default(),
+            lockspace_at: Mutex::new(Instant::now()),
+            preparing: Mutex::default(),
             identity,
         })
     }
@@ -214,6 +234,7 @@ impl Libvirt {
         if order.machine.hypervisor != HypervisorKind::KVM {
             return Err(HostError::refused(OP, uid, "this driver runs no Xen domains"));
         }
+        self.give_disks(order).await?;
         let seed = order.machine.seed.as_ref().map(|_| seed::path(&self.options.state, &uid));
         let facts = HostRenderFacts {
             emulated: self.options.emulated,
@@ -246,6 +267,16 @@ impl Libvirt {
         }
         let view = result?.map(|seen| seen.view).unwrap_or_default();
         Ok(Started { machine_type: view.machine_type, cpu_model: view.cpu_model })
+    }
+
+    /// Gives the disks to the user that QEMU runs as, unless the administrator has taken that upon
+    /// himself.
+    async fn give_disks(&self, order: &DomainSpec) -> HostResult<()> {
+        let (config, home) = (self.options.config.clone(), self.options.qemu_home.clone());
+        let disks = order.machine.disks.iter().filter(|disk| !disk.read_only);
+        let paths: Vec<PathBuf> = disks.map(|disk| PathBuf::from(&disk.path)).collect();
+        let work = move || owner::give(&config, &home, &paths);
+        files::blocking("give disks", &order.vm.uid, work).await
     }
 
     async fn kill_epoch(&self, vm_uid: &str, epoch: i64) -> HostResult<()> {
@@ -337,6 +368,63 @@ impl Libvirt {
             Changed::Settings => self.restart_daemon(OP).await?,
         }
         identity.taken()
+    }
+
+    async fn use_lock_manager(&self, lock: &AgentLock) -> HostResult<()> {
+        const OP: &str = "use lock manager";
+        let config = &self.options.config;
+        // What can't be listed may run.
+        let idle = self.list_all().await.is_ok_and(|live| live.is_empty());
+        match lock.kind {
+            LockKind::Virtlockd => {
+                let spaced = lock::set_lockspace(config, &lock.lockspace)?;
+                if lock::choose(config, lock.kind, idle)? || spaced {
+                    self.restart_daemon(OP).await?;
+                }
+                lock::daemon_answers(&self.options.run)
+            }
+            LockKind::Sanlock => {
+                let set = self.prepare_sanlock(lock).await?;
+                let changed = lock::choose(config, lock.kind, idle)? || set;
+                let ready = sanlock::ready(lock).await;
+                // A daemon that was not restarted after a change, because this process ended just
+                // then, or that failed to join, is restarted now and then.
+                let last = *guard(&self.lockspace_at);
+                if changed || (ready.is_err() && idle && last.elapsed() >= JOIN_AGAIN) {
+                    *guard(&self.lockspace_at) = Instant::now();
+                    self.restart_daemon(OP).await?;
+                }
+                ready
+            }
+        }
+    }
+
+    /// Sets sanlock up in a task of its own, and waits a moment for it.
+    async fn prepare_sanlock(&self, lock: &AgentLock) -> HostResult<bool> {
+        const OP: &str = "use sanlock";
+        guard(&self.preparing).get_or_insert_with(|| {
+            let options = &self.options;
+            let (places, config) = (options.sanlock.clone(), options.config.clone());
+            let (lock, uid) = (lock.clone(), options.host_uid.clone());
+            tokio::spawn(async move { sanlock::prepare(&places, &config, &lock, &uid).await })
+        });
+        let began = Instant::now();
+        while began.elapsed() < PREPARE {
+            let done = guard(&self.preparing).take_if(|task| task.is_finished());
+            if let Some(task) = done {
+                let ended = |error| HostError::unknown(OP, "sanlock", format!("{error}"));
+                return task.await.map_err(ended)?;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Err(HostError::refused(OP, "sanlock", "it is being set up"))
+    }
+
+    /// Whether a domain's process holds a lease for each of its writable disks.
+    async fn leases_held(&self, domain: &LiveDomain) -> HostResult<bool> {
+        let Some(process) = pid_in(&self.pid_file(&domain.name)) else { return Ok(false) };
+        let leases = sanlock::held().await?.leases_of(process.pid);
+        Ok(leases > 0 && leases >= domain.disks.len())
     }
 
     async fn change_size(
@@ -514,11 +602,15 @@ impl Hypervisor for Libvirt {
 
     fn lock<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<LockReport>>> {
         async move {
-            if !lock::is_lockd(&self.options.config)? {
-                return Ok(None);
-            }
+            let Some(kind) = lock::kind(&self.options.config)? else { return Ok(None) };
             let live = self.list_all().await?;
-            Ok(Some(lock::report(live.iter().find(|domain| domain.uuid == vm_uid))))
+            let domain = live.iter().find(|domain| domain.uuid == vm_uid);
+            let held = match (kind, domain) {
+                (LockKind::Virtlockd, domain) => lock::held_while_running(domain),
+                (LockKind::Sanlock, None) => false,
+                (LockKind::Sanlock, Some(domain)) => self.leases_held(domain).await?,
+            };
+            Ok(Some(LockReport { manager: kind, held, holder: String::new() }))
         }
         .boxed()
     }
@@ -542,13 +634,12 @@ impl Hypervisor for Libvirt {
     fn ensure_lock_manager<'a>(
         &'a self,
         lock: Option<&'a AgentLock>,
-    ) -> BoxFuture<'a, HostResult<bool>> {
+    ) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            let Some(lock) = lock else { return Ok(true) };
-            if lock::ensure(&self.options.config, lock)? {
-                self.restart_daemon("use lock manager").await?;
+            match lock {
+                None => Ok(()),
+                Some(lock) => self.use_lock_manager(lock).await,
             }
-            Ok(lock::daemon_answers(&self.options.run))
         }
         .boxed()
     }

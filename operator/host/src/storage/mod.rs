@@ -1,8 +1,11 @@
 //! Shared storages as one real host sees them: mounted, checked, written to.
 
+mod iscsi;
 mod marker;
 mod mounts;
 mod nfs;
+mod o2cb;
+mod ocfs2;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,6 +25,7 @@ use crate::{disks, records, seed};
 
 pub use self::mounts::RealMounts;
 pub use self::nfs::NfsClient;
+pub use self::o2cb::O2cb;
 
 /// What a real storage port needs to know of its host.
 #[derive(Clone, Debug)]
@@ -42,6 +46,9 @@ pub struct RealStorage {
     options: StorageOptions,
     table: Arc<dyn Mounts>,
     nfs: NfsClient,
+    o2cb: O2cb,
+    /// One change of the o2cb cluster at a time.
+    cluster: Arc<tokio::sync::Mutex<()>>,
     /// Storages whose check has not come back: on a server that is away it hangs in the kernel.
     checking: Arc<Mutex<BTreeSet<String>>>,
     /// Mount paths of the storages that were ensured, by name.
@@ -72,6 +79,8 @@ impl RealStorage {
             options,
             table,
             nfs,
+            o2cb: O2cb::default(),
+            cluster: Arc::default(),
             checking: Arc::default(),
             mounts: Mutex::default(),
             beater: Mutex::default(),
@@ -100,6 +109,7 @@ impl RealStorage {
         let guard = Checking::begin(&self.checking, &storage.name)?;
         let known = lock(&self.mounts).contains_key(&storage.name);
         let (table, client) = (Arc::clone(&self.table), self.nfs.clone());
+        let (o2cb, cluster) = (self.o2cb.clone(), Arc::clone(&self.cluster));
         let (declared, host) = (storage.clone(), self.options.host_uid.clone());
         let task = tokio::spawn(async move {
             let _guard = guard;
@@ -107,9 +117,8 @@ impl RealStorage {
                 StorageKind::SharedDirectory => {}
                 StorageKind::NFS => nfs::ensure(table.as_ref(), &client, &declared).await?,
                 StorageKind::OCFS2 => {
-                    let message = "this agent can't mount OCFS2 yet; mount it and declare the \
-                                   path as a SharedDirectory";
-                    return Err(HostError::refused(OP, &declared.name, message));
+                    let _one = cluster.lock().await;
+                    ocfs2::ensure(table.as_ref(), &o2cb, &declared).await?;
                 }
             }
             let name = declared.name.clone();
@@ -209,16 +218,17 @@ impl StoragePort for RealStorage {
 
     fn forget<'a>(&'a self, storage: &'a AgentStorage) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            if storage.kind != StorageKind::NFS {
+            let path = &storage.mount_path;
+            if storage.kind == StorageKind::SharedDirectory {
                 return Ok(());
             }
-            let path = &storage.mount_path;
             // Off the list first: nothing may be written below a mount that is just going.
             let known = lock(&self.mounts).remove(&storage.name);
-            let gone = match self.table.find(path).await {
-                Ok(None) => Ok(()),
-                Ok(Some(_)) => self.table.unmount(path).await,
-                Err(error) => Err(error),
+            let gone = match (storage.kind, self.table.find(path).await) {
+                (StorageKind::OCFS2, Ok(_)) => ocfs2::forget(self.table.as_ref(), storage).await,
+                (_, Ok(None)) => Ok(()),
+                (_, Ok(Some(_))) => self.table.unmount(path).await,
+                (_, Err(error)) => Err(error),
             };
             if let (Err(_), Some(mount)) = (&gone, known) {
                 lock(&self.mounts).insert(storage.name.clone(), mount);

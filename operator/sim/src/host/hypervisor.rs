@@ -320,17 +320,25 @@ impl Hypervisor for SimHypervisor {
     fn ensure_lock_manager<'a>(
         &'a self,
         lock: Option<&'a AgentLock>,
-    ) -> BoxFuture<'a, HostResult<bool>> {
+    ) -> BoxFuture<'a, HostResult<()>> {
         async move {
+            const OP: &str = "use lock manager";
             self.0.enter(2, 10).await;
             let mut w = self.0.sim.lock();
             let mounted =
                 |m: &crate::world::model::Machine, l: &AgentLock| m.mounts.contains(&l.storage);
-            let Some(m) = w.machines.get_mut(&self.0.host) else { return Ok(false) };
+            let Some(m) = w.machines.get_mut(&self.0.host) else {
+                return Err(HostError::refused(OP, &self.0.host, "there is no such host"));
+            };
             m.lock_manager = lock.cloned();
             let ready = lock.is_none_or(|l| m.lock_daemon && mounted(m, l));
             let storage = lock.map(|l| l.storage.clone());
-            Ok(ready && storage.is_none_or(|s| w.reach(&self.0.host, &s).answers()))
+            let answers = |s: &String| w.reach(&self.0.host, s).answers();
+            match storage {
+                Some(s) if !ready => Err(HostError::refused(OP, s, "it does not run")),
+                Some(s) if !answers(&s) => Err(HostError::refused(OP, s, "its storage is away")),
+                _ => Ok(()),
+            }
         }
         .boxed()
     }

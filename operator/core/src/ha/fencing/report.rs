@@ -122,7 +122,11 @@ pub(super) fn report(
     let ready = match (&status.proof, &status.revoked) {
         (_, Some(why)) => Decided::new(READY, false, "Revoked", why.clone()),
         (Some(kind), None) => {
-            Decided::new(READY, true, format!("{kind:?}"), "the boot is proven dead")
+            let mut message = "the boot is proven dead".to_owned();
+            for (storage, why) in still_held(world, fence, &status) {
+                message.push_str(&format!("; locks on {storage}: {why}"));
+            }
+            Decided::new(READY, true, format!("{kind:?}"), message)
         }
         (None, None) => Decided::new(READY, false, "AwaitingProof", waits),
     };
@@ -133,6 +137,19 @@ pub(super) fn report(
         out.wake(since + elapsed_bound(&world.policy_spec().self_fence) + 1);
     }
     out.fences.push((name, Report { status, conditions: vec![ready] }));
+}
+
+/// The storages whose locks the dead boot still has, and what they wait for, as last heard.
+fn still_held<'a>(
+    world: &'a World,
+    fence: &'a HostFence,
+    status: &'a HostFenceStatus,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let of_boot = |(_, boot): &(String, String)| *boot == fence.spec.boot_id;
+    let refused = world.server.refused.iter().filter(move |(key, _)| of_boot(key));
+    refused
+        .map(|((storage, _), (_, why))| (storage.as_str(), why.as_str()))
+        .filter(|(storage, _)| !status.locks_broken.iter().any(|broken| broken == storage))
 }
 
 /// A human's word about a host that goes on beating is refused for good: it must not count

@@ -1,0 +1,157 @@
+//! A power cut, and what follows, step by step.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use stockade_e2e::lab::{Cluster, Machine, until};
+use stockade_e2e::play::Log;
+
+use super::common::{HOSTS, LIMIT, condition, ensure, machine, object, runs, said};
+use super::prover::Prover;
+
+/// When each step of a failover was first seen, by the clock of this machine.
+#[derive(Default)]
+struct Stages {
+    proof: Option<Instant>,
+    lock_free: Option<Instant>,
+    /// With the host and the epoch of the order.
+    issued: Option<(Instant, String, i64)>,
+}
+
+/// A failover that came to its end.
+pub struct Failover<'a> {
+    /// The machine that lost its power.
+    pub dead: &'a Machine,
+    /// The boot that ended.
+    pub boot: String,
+    /// When.
+    pub off: Instant,
+    /// When its boot was first seen proven dead.
+    pub proof: Instant,
+    /// When its locks were first seen free, and it denied where that can be.
+    pub lock_free: Instant,
+    /// When the order to start elsewhere was first seen.
+    pub issued: Instant,
+}
+
+impl Stages {
+    /// Looks once at what the API says of the host that died and of the VM that was on it.
+    fn look(
+        &mut self,
+        cluster: &Cluster,
+        storage: &str,
+        dead: &str,
+        before: i64,
+    ) -> Result<bool, String> {
+        let all = object(cluster, &["shf,sdom", "--all-namespaces"])?;
+        let now = Instant::now();
+        for item in all["items"].as_array().into_iter().flatten() {
+            let status = &item["status"];
+            let broken = status["locksBroken"].as_array();
+            let broken = broken.is_some_and(|names| names.contains(&storage.into()));
+            if item["kind"] == "HostFence" && item["spec"]["host"] == dead {
+                if status["proof"] == "Power" {
+                    self.proof.get_or_insert(now);
+                }
+                if broken {
+                    self.lock_free.get_or_insert(now);
+                }
+            }
+            let epoch = item["spec"]["epoch"].as_i64().unwrap_or_default();
+            let started = item["kind"] == "Domain"
+                && item["spec"]["vm"]["name"] == "prover"
+                && item["spec"]["want"] == "Running"
+                && epoch > before;
+            if started && self.issued.is_none() {
+                let space = item["metadata"]["namespace"].as_str().unwrap_or_default();
+                let host = space.trim_start_matches("stockade-host-").to_owned();
+                self.issued = Some((now, host, epoch));
+            }
+        }
+        Ok(self.proof.is_some() && self.lock_free.is_some() && self.issued.is_some())
+    }
+}
+
+/// Waits until every host is Ready and its plug is trusted.
+pub fn all_ready(cluster: &Cluster) -> Result<(), String> {
+    let all = until("all hosts are Ready and their plugs are trusted", LIMIT, || {
+        for name in HOSTS {
+            let host = object(cluster, &["shost", name])?;
+            for kind in ["Ready", "FencingReady"] {
+                let (status, message) = condition(&host, kind);
+                if status != "True" {
+                    return Err(format!("{name}: {kind}: {message}"));
+                }
+            }
+        }
+        Ok(())
+    });
+    all.map_err(said)
+}
+
+fn epoch(cluster: &Cluster) -> Result<i64, String> {
+    let vm: Value = object(cluster, &["svm", "prover"])?;
+    Ok(vm["status"]["epoch"].as_i64().unwrap_or_default())
+}
+
+/// Cuts the power of the guest's host, says when each step was first seen, and waits until the
+/// guest writes elsewhere. The start that was issued first must be the one that comes to run.
+pub fn power_cut<'a>(
+    cluster: &'a Cluster,
+    log: &Log,
+    prover: Prover<'_>,
+) -> Result<Failover<'a>, String> {
+    let host = runs(cluster, "prover", "")?;
+    all_ready(cluster)?;
+    let dead = machine(cluster, &host)?;
+    let before = epoch(cluster)?;
+    let boot = boot(cluster, &host)?;
+    let (_, boots) = prover.counters(cluster)?;
+    let cut = dead.bmc().ipmitool(&["chassis", "power", "off"]);
+    ensure(cut.is_ok_and(|output| output.status.success()), || "the BMC refuses".to_owned())?;
+    let off = Instant::now();
+    let since = |at: Instant| at.duration_since(off).as_secs_f64();
+    let mut stages = Stages::default();
+    while !stages.look(cluster, prover.storage, &host, before)? {
+        ensure(off.elapsed() < LIMIT, || {
+            let fences = object(cluster, &["shf"]).unwrap_or_default();
+            format!("no proof, no free locks or no order within {} s: {fences}", LIMIT.as_secs())
+        })?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (Some(proof), Some(lock_free), Some((issued, next, started))) =
+        (stages.proof, stages.lock_free, stages.issued)
+    else {
+        return Err("a stage was not seen".to_owned());
+    };
+    log.say(format!("{host} has no power; after that: proven dead {:.1} s", since(proof)));
+    log.say(format!("locks free {:.1} s", since(lock_free)));
+    log.say(format!("start issued on {next} {:.1} s", since(issued)));
+    let on = runs(cluster, "prover", &host)?;
+    log.say(format!("runs {:.1} s", since(Instant::now())));
+    prover.writes(cluster, boots + 1)?;
+    log.say(format!("the guest writes {:.1} s", since(Instant::now())));
+    let now = epoch(cluster)?;
+    ensure(on == next && now == started, || {
+        format!("the first start was refused: epoch {started} on {next}, then {now} on {on}")
+    })?;
+    Ok(Failover { dead, boot, off, proof, lock_free, issued })
+}
+
+/// The boot that a host beats with.
+pub fn boot(cluster: &Cluster, host: &str) -> Result<String, String> {
+    let host = object(cluster, &["shost", host])?;
+    Ok(host["status"]["bootId"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Gives the host its power back, and waits until it is Ready with a boot after `before`.
+pub fn comes_back(cluster: &Cluster, dead: &Machine, before: &str) -> Result<(), String> {
+    dead.power_on().map_err(said)?;
+    let back = until("the host is Ready again", LIMIT, || {
+        let host = object(cluster, &["shost", dead.name()])?;
+        let (ready, message) = condition(&host, "Ready");
+        let next = host["status"]["bootId"] != before;
+        if ready == "True" && next { Ok(()) } else { Err(message.to_owned()) }
+    });
+    back.map_err(said)
+}

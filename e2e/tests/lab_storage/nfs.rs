@@ -1,0 +1,144 @@
+//! NFS that a host of ours serves, under virtlockd's locks.
+
+use std::time::Duration;
+
+use stockade_e2e::lab::{Cluster, until};
+use stockade_e2e::play::Log;
+
+use super::common::{
+    HOSTS, LIMIT, Outcome, apply, condition, ensure, hosts_declared, machine, object, runs, said,
+    sh,
+};
+use super::prover::Prover;
+use super::{Case, by_hand, failover};
+
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
+
+/// The guest on what s1 serves, read there.
+pub const PROVER: Prover<'_> =
+    Prover { reader: "s1", file: "/srv/vms/default/prover.raw", storage: "vms" };
+
+pub const CASES: [Case; 4] = [
+    ("one_apply_mounts_the_export_of_a_host_on_three_and_a_vm_runs_there_under_a_lock", from_bare),
+    ("a_storage_of_another_cluster_is_refused_and_nothing_is_written_there", foreign_marker),
+    ("without_agent_and_hook_a_second_start_by_hand_is_refused_by_the_lock", second_start),
+    ("a_host_without_power_is_denied_its_locks_broken_and_its_guest_writes_elsewhere", power_cut),
+];
+
+fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
+    let server = machine(cluster, "s1")?;
+    sh(server, "install -d /srv/vms")?;
+    hosts_declared(cluster, EXAMPLE)?;
+    let ready = until("the storage is mounted on three hosts", LIMIT, || {
+        let storage = object(cluster, &["sst", "vms"])?;
+        let (status, message) = condition(&storage, "Ready");
+        let all = status == "True" && storage["status"]["readyHosts"] == 3;
+        if all { Ok(()) } else { Err(message.to_owned()) }
+    });
+    ready.map_err(said)?;
+    log.say("mounted on three hosts");
+    let versions = sh(server, "cat /proc/fs/nfsd/versions")?;
+    ensure(versions.contains("-3 ") && versions.contains("+4.2"), || versions.clone())?;
+    let clients = sh(server, "cat /proc/fs/nfsd/clients/*/info")?;
+    for name in HOSTS {
+        let host = machine(cluster, name)?;
+        let mounted = sh(host, "findmnt -n -o FSTYPE,SOURCE,OPTIONS /srv/stockade/vms")?;
+        let fits = ["nfs4", "10.78.0.4:/srv/vms", "vers=4.2", "hard", "local_lock=none"];
+        ensure(fits.iter().all(|word| mounted.contains(word)), || mounted.clone())?;
+        let agent = object(cluster, &["sha", "agent", "-n", &format!("stockade-host-{name}")])?;
+        let uid = agent["status"]["hostUid"].as_str().unwrap_or_default().to_owned();
+        ensure(!uid.is_empty() && clients.contains(&format!(" {uid}/")), || {
+            format!("{name} is not known to the server by {uid:?}: {clients}")
+        })?;
+    }
+    let host = runs(cluster, "hello", "")?;
+    log.say(format!("hello runs on {host}"));
+    let locked = until("its Domain shows its lock", LIMIT, || {
+        let domains = object(cluster, &["sdom", "-n", &format!("stockade-host-{host}")])?;
+        let status = &domains["items"][0]["status"];
+        if status["lock"]["held"] == true { Ok(()) } else { Err(status.to_string()) }
+    });
+    locked.map_err(said)?;
+    let states = sh(server, "cat /proc/fs/nfsd/clients/*/states")?;
+    ensure(states.contains("type: lock"), || format!("the server knows of no lock: {states}"))
+}
+
+fn foreign_marker(cluster: &Cluster, _log: &Log) -> Outcome {
+    let server = machine(cluster, "s1")?;
+    sh(server, "install -d /srv/theirs/.stockade; echo -n other >/srv/theirs/.stockade/cluster")?;
+    let before = sh(server, "find /srv/theirs | sort")?;
+    apply(
+        cluster,
+        "apiVersion: stockade.dev/v1alpha1\nkind: SharedStorage\nmetadata: {name: theirs}\n\
+         spec:\n  mountPath: /srv/stockade/theirs\n  hostSelector: {role: hypervisor}\n  \
+         nfs: {server: 10.78.0.4, export: /srv/theirs, servedBy: s1, leaseSeconds: 30}\n",
+    )?;
+    let refused = until("each host refuses it and says why", LIMIT, || {
+        let storage = object(cluster, &["sst", "theirs"])?;
+        let (status, message) = condition(&storage, "Ready");
+        let all = message.matches("belongs to cluster other").count() == HOSTS.len();
+        if status == "False" && all { Ok(()) } else { Err(message.to_owned()) }
+    });
+    refused.map_err(said)?;
+    let after = sh(server, "find /srv/theirs | sort")?;
+    ensure(before == after, || format!("it was written to: {after}"))?;
+    let deleted = cluster.plane().kubectl(&["delete", "sst", "theirs", "--wait=false"]);
+    deleted.map_err(|error| error.to_string())?;
+    // What is no longer declared is unmounted, since nothing uses it.
+    let gone = until("it is unmounted everywhere", LIMIT, || {
+        for name in HOSTS {
+            let mounted = sh(machine(cluster, name)?, "findmnt -n -t nfs4 -o TARGET")?;
+            if mounted.contains("theirs") {
+                return Err(format!("{name}: {mounted}"));
+            }
+        }
+        Ok(())
+    });
+    gone.map_err(said)
+}
+
+/// Tries to take what virtlockd holds for the disk: a POSIX lock on a file that is named by the
+/// disk's path.
+const TAKE_LOCK: &str = r#"
+perl -MFcntl -e 'open F, "+<", $ARGV[0] or die "open: $!";
+$lock = pack("s s x4 q q l x4", F_WRLCK, 0, 0, 0, 0);
+fcntl(F, F_SETLK, $lock) or die "$!\n"; print "it is free\n"' \
+"/srv/stockade/vms/.stockade/locks/$(
+    printf /srv/stockade/vms/default/prover.raw | sha256sum | cut -d' ' -f1)"
+"#;
+
+fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
+    let host = PROVER.start(cluster)?;
+    log.say(format!("prover runs on {host}, and writes"));
+    by_hand::second_start(cluster, log, PROVER, &host, |other, created| {
+        // QEMU asks for its lock on the image first; libvirt's own comes before the first vCPU.
+        ensure(created.contains("Failed to get \"write\" lock"), || {
+            format!("QEMU's lock did not refuse it: {created}")
+        })?;
+        let taken = other.try_sh(TAKE_LOCK, LIMIT).map_err(said)?;
+        ensure(!taken.ok && taken.err.contains("temporarily unavailable"), || {
+            format!("virtlockd's lock binds nobody on {}: {taken:?}", other.name())
+        })
+    })
+}
+
+/// From the proof to both: the locks are free, and the start elsewhere is issued.
+const AFTER_PROOF: Duration = Duration::from_secs(5);
+
+fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
+    let over = failover::power_cut(cluster, log, PROVER)?;
+    for (what, at) in [("the locks are free", over.lock_free), ("the start is issued", over.issued)]
+    {
+        let after = at.saturating_duration_since(over.proof);
+        ensure(after <= AFTER_PROOF, || {
+            format!("{what} {:.1} s after the proof", after.as_secs_f64())
+        })?;
+    }
+    let exported = || sh(machine(cluster, "s1")?, "cat /etc/exports.d/stockade.exports");
+    let entry = format!("{}(", over.dead.address());
+    let exports = exported()?;
+    ensure(!exports.contains(&entry), || format!("the dead host is still there: {exports}"))?;
+    failover::comes_back(cluster, over.dead, &over.boot)?;
+    let exports = exported()?;
+    ensure(exports.contains(&entry), || format!("its next boot is not admitted: {exports}"))
+}
