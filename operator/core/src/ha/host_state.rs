@@ -237,6 +237,12 @@ fn state(
     if facts.api_silence >= act && !storage_alive { HostState::Lost } else { HostState::Suspect }
 }
 
+/// Whether this observer has seen a host beat: the first sight may be of a dead host's Lease.
+#[must_use]
+pub(crate) fn is_confirmed(world: &World, host: &str) -> bool {
+    world.lives.hosts.get(host).is_some_and(|l| l.lease_changes >= 2)
+}
+
 fn refusal(
     world: &World,
     facts: &HostFacts,
@@ -298,7 +304,7 @@ fn refusal(
     if agent.spec.arm && !report.armed {
         return Some("its watchdog is not armed yet".to_owned());
     }
-    if world.lives.hosts.get(&facts.name).is_none_or(|l| l.lease_changes < 2) {
+    if !is_confirmed(world, &facts.name) {
         return Some("its beats are not confirmed yet".to_owned());
     }
     // Missed beats make a poor target even before it is Suspect.

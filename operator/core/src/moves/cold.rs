@@ -1,8 +1,9 @@
 //! One move by stop and start.
 
-use stockade_crds::v1alpha1::{EpochState, VirtualMachineStatus, VmMove};
+use stockade_crds::v1alpha1::{EpochState, HostState, VirtualMachineStatus, VmMove};
 
-use crate::ha::host_state::HostFacts;
+use crate::ha::host_state::{HostFacts, is_confirmed};
+use crate::world::World;
 
 use super::facts_of;
 
@@ -30,6 +31,15 @@ pub(crate) fn turn_back(status: &mut VirtualMachineStatus, withdrawn: bool) {
     if refused || died || (withdrawn && m.epoch == 0) {
         m.returning = true;
     }
+}
+
+/// Whether a target that does not take its VM at this moment may do so by itself: nobody knows yet
+/// what it is, or it will soon be known whether it lives. No move is given up for that.
+pub(crate) fn may_yet_take(world: &World, m: &VmMove, hosts: &[HostFacts]) -> bool {
+    facts_of(hosts, &m.target).is_some_and(|target| {
+        !is_confirmed(world, &m.target)
+            || matches!(target.state, HostState::Joining | HostState::Suspect | HostState::Isolated)
+    })
 }
 
 /// Where a VM starts that moves by stop and start; `None`: wherever it fits.

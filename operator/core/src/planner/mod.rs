@@ -78,7 +78,14 @@ pub fn plan(world: &World) -> Plan {
             continue;
         };
         let Some((machine, _)) = decision.start.clone() else { continue };
+        let moving = decision.report.status.migration.as_ref();
+        let not_yet = moving.is_some_and(|m| {
+            !m.live
+                && !m.returning
+                && (unheard.is_some() || moves::cold::may_yet_take(world, m, &facts))
+        });
         match answer {
+            Err(_) if not_yet => out.wake(world.now + 1_000),
             Err(_) if turns_back(decision) => out.wake(world.now + 100),
             Err(why) => {
                 let refused = {

@@ -67,6 +67,9 @@ pub(super) fn take_in(
     next.last_handled_request = Some(request.text.clone());
     next.failures = None;
     next.waits_for = None;
+    // It runs: that is what was wished for by whoever takes it in.
+    next.manual_run = true;
+    next.completed = false;
     let word = Word::new(VmState::Starting, false, "Adopting", format!("being taken in on {host}"));
     next.printable_status = word.state;
     let boot = (copy.host_uid.as_str(), copy.boot_id.as_str());

@@ -154,6 +154,9 @@ fn managed(
     if vm.spec.run_policy != RunPolicy::RerunOnFailure {
         status.completed = false;
     }
+    if vm.spec.run_policy == RunPolicy::Halted {
+        status.manual_run = false;
+    }
     let restart = request.as_ref().filter(|r| r.verb == "restart");
     let run = wants_to_run(vm, status);
     let paused = crate::lineage::is_paused(world);
@@ -284,7 +287,11 @@ fn start(
     }
     let last = status.placements.last().cloned();
     let told = vm.spec.availability.recovery == Recovery::Restart;
-    status.waits_for = status.waits_for.take().filter(|waits| waits.held || !told);
+    let tried = status.failures.clone().unwrap_or_default().tried_hosts;
+    status.waits_for = status.waits_for.take().filter(|waits| {
+        // Where it failed to start it has waited long enough.
+        if waits.held { !tried.contains(&waits.host) } else { !told }
+    });
     if let Some(waits) = status.waits_for.clone() {
         match host_it_waits_for(world, hosts, vm, status, &waits) {
             Waited::On(word) => return word,
@@ -320,7 +327,9 @@ fn start(
     let stays = failures.restarts > 0
         || failures.exits > 0
         || (stopped && indifferent && failures.tried_hosts.is_empty());
-    let same = last.as_ref().filter(|_| stays).and_then(|p| {
+    // A host that was given up is one of the last to be tried again.
+    let given_up = |host: &String| failures.tried_hosts.contains(host);
+    let same = last.as_ref().filter(|p| stays && !given_up(&p.host)).and_then(|p| {
         facts_of(hosts, &p.host)
             .filter(|h| h.refuses.is_none() || (h.keeps_its_own && failures.exits > 0))
             .map(|h| h.name.clone())

@@ -177,6 +177,9 @@ fn state_word(
             let what = if r.state == DomainState::Paused { "in memory, paused" } else { "running" };
             let message = format!("{what} on {}", placed.host);
             let ready = open.run && open.keep && vm.spec.paused == (r.state == DomainState::Paused);
+            // A policy that becomes Manual stops nothing: what runs then was asked for.
+            status.manual_run |=
+                matches!(vm.spec.run_policy, RunPolicy::Always | RunPolicy::RerunOnFailure);
             let mut word = Word::new(VmState::Running, ready, "Running", message);
             word.running = r.state == DomainState::Running;
             word

@@ -126,8 +126,14 @@ impl World {
         let stale = knows
             .iter()
             .find(|(path, known)| self.disks.get(*path).is_some_and(|d| d.version > **known));
+        // What somebody started behind Stockade's back may have written last.
+        let by_hand = |path: &String| {
+            let writer = self.disks.get(path).and_then(|d| d.writer.as_ref());
+            writer.is_some_and(|w| w.unlocked)
+        };
+        let excused = unlocked || stale.is_some_and(|(path, _)| by_hand(path));
         let broken = stale.map(|(path, _)| format!("{vm} on {host}: memory is older than {path}"));
-        self.oracle.judge(at, Rule::FreshMemory, broken, unlocked);
+        self.oracle.judge(at, Rule::FreshMemory, broken, excused);
         self.judge_copies(uid);
         self.tell(host, uid, None);
         self.touch();

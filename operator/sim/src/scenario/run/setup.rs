@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stockade_core::vm::resolve;
 use stockade_core::world::{Key, World};
-use stockade_crds::names::REQUEST_ANNOTATION;
+use stockade_crds::names::{AGENT_OBJECT, REQUEST_ANNOTATION, host_namespace};
 use stockade_crds::v1alpha1::{
-    DomainSpec, GoingDown, LockManager, SharedStorage, StorageKind as CrdStorageKind,
+    DomainSpec, GoingDown, HostAgent, LockManager, SharedStorage, StorageKind as CrdStorageKind,
     VirtualMachine, VmReference, Want,
 };
 
@@ -201,6 +201,19 @@ impl Stage {
         self.make_room(&scenario, true);
         self.place_hosted().await?;
         self.make_room(&scenario, false);
+        self.until("hosts report their own size", |stage| {
+            let reported = |host: &HostSetup| {
+                let namespace = host_namespace(&host.name);
+                let agent: Option<HostAgent> =
+                    stage.cluster.api.admin().get_as(Some(&namespace), AGENT_OBJECT);
+                agent.and_then(|a| a.status).is_some_and(|s| {
+                    u32::try_from(s.cpu).ok() == Some(host.fields.cpu())
+                        && u64::try_from(s.memory_mib).ok() == Some(host.fields.memory_mib())
+                })
+            };
+            scenario.hosts.iter().find(|h| !reported(h)).map(|h| stage.describe("Host", &h.name))
+        })
+        .await?;
         self.switch_off_those_that_are_off().await?;
         for host in &scenario.hosts {
             if host.fields.mode() != HostMode::Active {
