@@ -162,7 +162,7 @@ pub fn report(world: &World, manager: &LockManager) -> Report<LockManagerStatus>
 }
 
 /// Why the locks of a manager would keep no other host away.
-fn binds_nobody(world: &World, manager: &LockManager) -> Option<&'static str> {
+pub(crate) fn binds_nobody(world: &World, manager: &LockManager) -> Option<&'static str> {
     let storage = world.storages.get(&manager.spec.storage)?;
     (manager.spec.kind == LockKind::Virtlockd && storage.spec.ocfs2.is_some()).then_some(
         "virtlockd's locks are POSIX locks, and on OCFS2 under o2cb those are local to a host: make \

@@ -29,6 +29,7 @@ use super::shutdown::{self, Fate};
 use super::word::{Word, conditions, tell};
 use crate::gate::{self, Gate};
 use crate::ha::host_state::{HostFacts, facts_of};
+use crate::locks;
 use crate::moves::live::Next;
 use crate::plan::{DomainWrite, Intent, Report};
 use crate::world::{Key, Millis, World};
@@ -154,7 +155,10 @@ fn managed(
     if vm.spec.run_policy != RunPolicy::RerunOnFailure {
         status.completed = false;
     }
-    if vm.spec.run_policy == RunPolicy::Halted {
+    // Once it is down, with what is written then.
+    if vm.spec.run_policy == RunPolicy::Halted
+        && status.placements.iter().all(|p| p.state.is_settled())
+    {
         status.manual_run = false;
     }
     let restart = request.as_ref().filter(|r| r.verb == "restart");
@@ -451,7 +455,13 @@ pub(crate) fn not_ready(world: &World, hosts: &[HostFacts], vm: &VirtualMachine)
             }
         }
         let kind = machine.lock?;
-        (report.lock != Some(kind)).then(|| format!("lock manager {kind:?} does not work"))
+        let managers = || world.lock_managers.values().filter(|m| m.spec.kind == kind);
+        let useless = managers().find_map(|m| locks::binds_nobody(world, m));
+        let told = (!report.lock_message.is_empty()).then_some(report.lock_message.as_str());
+        (report.lock != Some(kind)).then(|| match told.or(useless) {
+            Some(why) => format!("lock manager {kind:?} does not work: {why}"),
+            None => format!("lock manager {kind:?} does not work"),
+        })
     };
     let reasons: Option<Vec<String>> =
         open.iter().map(|h| lacks(h).map(|why| format!("{}: {why}", h.name))).collect();

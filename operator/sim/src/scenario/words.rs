@@ -124,3 +124,15 @@ words! {
         LockBreak = "lock-break", Write = "write",
     }
 }
+
+impl StorageKind {
+    /// The lock manager of a storage that names none: on OCFS2 virtlockd's locks bind nobody but
+    /// their own host.
+    #[must_use]
+    pub const fn usual_lock(self) -> LockManagerKind {
+        match self {
+            Self::Nfs | Self::SharedDirectory => LockManagerKind::Virtlockd,
+            Self::Ocfs2 => LockManagerKind::Sanlock,
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::super::ast::{
 };
 use super::super::node::{Kind, Node};
 use super::super::problem::unknown;
-use super::super::words::{LockManagerKind, StorageKind};
+use super::super::words::StorageKind;
 use super::names::NameKind;
 use super::read::{Cx, Fields};
 use super::{manifest, rule_kind};
@@ -144,7 +144,7 @@ pub(crate) fn storage(cx: &Cx, node: &Node) -> Option<StorageSetup> {
     let name = own_name(&mut f, "storage", object_name);
     let kind = f.word("kind").unwrap_or(StorageKind::Nfs);
     let hosts = f.names("hosts", NameKind::Host);
-    let lock_manager = f.word("lockManager").unwrap_or(LockManagerKind::Virtlockd);
+    let lock_manager = f.word("lockManager").unwrap_or_else(|| kind.usual_lock());
     let line = f.at();
     f.finish();
     Some(StorageSetup { name: name?, kind, hosts, lock_manager, manifest: None, line })

@@ -4,7 +4,7 @@ use super::super::ast::{
     FenceDeviceSetup, Fencing, HostFields, HostSetup, Load, PolicyFields, Rule, StorageSetup,
     VmFields, VmSetup,
 };
-use super::super::words::{LockManagerKind, StorageKind, Word as _};
+use super::super::words::{StorageKind, Word as _};
 use super::yaml::{Map, Yaml};
 
 /// The number that stands for these hosts, if one does.
@@ -78,7 +78,7 @@ pub(super) fn storage(storage: &StorageSetup) -> Yaml {
         m.put("kind", Yaml::raw(kind.word()));
     }
     m.some("hosts", hosts, |h| Yaml::names(h));
-    if *lock_manager != LockManagerKind::Virtlockd {
+    if *lock_manager != kind.usual_lock() {
         m.put("lockManager", Yaml::raw(lock_manager.word()));
     }
     m.done()
