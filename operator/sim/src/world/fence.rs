@@ -33,6 +33,10 @@ pub(crate) async fn run(sim: &Arc<Sim>, call: &FenceCall) -> HostResult<Option<P
 /// beats, and a call of a fence device that was in flight comes to its end.
 const HARDLY_BEATEN: u64 = 10_000;
 
+/// Milliseconds from the decision to shoot until a device has done it: a fresh read of the Lease
+/// and the device's own time.
+const CALL_TAKES: u64 = 1_500;
+
 impl World {
     fn wired_host(&self, call: &FenceCall) -> Option<String> {
         let device = self.devices.get(&call.device)?;
@@ -149,7 +153,12 @@ impl World {
         // Of a kernel that is down the processes are gone already: nothing to judge.
         if m.kernel == Kernel::Up || m.kernel == Kernel::Hung {
             // An order that was given may have been obeyed: nobody but the host can say.
-            let ordered = self.expected.iter().any(|((h, _), b)| h == host && *b == m.boot_id);
+            // What is released while the call is on its way comes too late for it.
+            let lately = |at: &Option<u64>| at.is_none_or(|at| self.now() - at <= CALL_TAKES);
+            let ordered = self
+                .expected
+                .iter()
+                .any(|((h, _), (b, at))| h == host && *b == m.boot_id && lately(at));
             let empty = m.qemus.is_empty() && m.queued.is_empty() && !ordered;
             let serving = m.whole(Net::Storage);
             // A boot that has hardly beaten yet is known to nobody: that shot was meant for the one
@@ -165,9 +174,16 @@ impl World {
     pub fn expect_copy(&mut self, host: &str, vm_uid: &str, boot_id: Option<&str>) {
         let key = (host.to_owned(), vm_uid.to_owned());
         match boot_id {
-            Some(boot) => self.expected.insert(key, boot.to_owned()),
-            None => self.expected.remove(&key),
-        };
+            Some(boot) => {
+                self.expected.insert(key, (boot.to_owned(), None));
+            }
+            None => {
+                let now = self.now();
+                if let Some((_, at)) = self.expected.get_mut(&key) {
+                    at.get_or_insert(now);
+                }
+            }
+        }
     }
 
     /// A certificate with proof has been written: it must be true.

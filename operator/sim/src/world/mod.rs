@@ -94,8 +94,8 @@ pub struct World {
     pub beaten: BTreeMap<(String, String), Row>,
     /// When epochs were ordered after an untruth was told, by VM uid.
     pub ordered: BTreeMap<(String, i64), u64>,
-    /// Boots with an order that they have not released, by host and VM uid.
-    pub expected: BTreeMap<(String, String), String>,
+    /// Boots with an order, by host and VM uid, and when it was released if it was.
+    pub expected: BTreeMap<(String, String), (String, Option<u64>)>,
     /// Boots that are certified dead at this moment, as the API says; the runner keeps it.
     pub certified: BTreeSet<(String, String)>,
     /// Something other than the API has been in trouble.
