@@ -286,19 +286,6 @@ impl Lives {
             .max()
     }
 
-    /// The last moment at which this boot was seen to live, on any path.
-    #[must_use]
-    pub fn last_life(&self, host: &str, boot_id: &str) -> Option<Millis> {
-        let life = self.hosts.get(host)?;
-        let lease = (life.lease.boot_id == boot_id).then_some(life.lease_at).flatten();
-        life.storage
-            .values()
-            .filter(|(beat, _)| beat.boot == boot_id)
-            .map(|(_, at)| *at)
-            .chain(lease)
-            .max()
-    }
-
     /// A moment at or after which this boot lived for sure, but for `late` milliseconds that a
     /// beat takes to be seen. What is seen so soon after a break in the observer's own view may
     /// have happened during it; what a reader of a storage had not seen for long, long before.

@@ -7,11 +7,15 @@ use crate::world::World;
 
 use super::facts_of;
 
+/// Whether a move by stop and start still leads to its target.
+pub(crate) const fn leads_away(m: &VmMove) -> bool {
+    !m.live && !m.returning
+}
+
 /// Whether the VM is to stop where it is, because it moves by stop and start.
 pub(crate) fn leaves(status: &VirtualMachineStatus) -> bool {
     status.migration.as_ref().is_some_and(|m| {
-        !m.live
-            && !m.returning
+        leads_away(m)
             && m.epoch == 0
             && status.placements.iter().any(|p| p.epoch == m.source_epoch && !p.state.is_settled())
     })

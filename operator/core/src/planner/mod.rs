@@ -6,7 +6,7 @@ use crate::gate::{self, Gate};
 use crate::ha::{brake::brake, fencing, host_state};
 use crate::hosts;
 use crate::lineage;
-use crate::moves;
+use crate::moves::{self, cold};
 use crate::placement::{Mode, Unplaceable, VmKey, place, relocate};
 use crate::plan::{Intent, Plan};
 use crate::vm::{self, Decision};
@@ -80,9 +80,7 @@ pub fn plan(world: &World) -> Plan {
         let Some((machine, _)) = decision.start.clone() else { continue };
         let moving = decision.report.status.migration.as_ref();
         let not_yet = moving.is_some_and(|m| {
-            !m.live
-                && !m.returning
-                && (unheard.is_some() || moves::cold::may_yet_take(world, m, &facts))
+            cold::leads_away(m) && (unheard.is_some() || cold::may_yet_take(world, m, &facts))
         });
         match answer {
             Err(_) if not_yet => out.wake(world.now + 1_000),
@@ -113,7 +111,7 @@ pub fn plan(world: &World) -> Plan {
                     (&target.uid, &target.boot),
                     machine,
                 );
-                if let Some(m) = status.migration.as_mut().filter(|m| !m.live && !m.returning) {
+                if let Some(m) = status.migration.as_mut().filter(|m| cold::leads_away(m)) {
                     m.epoch = status.epoch;
                 }
                 let report = vm::placed(world, vm, status);
@@ -156,7 +154,7 @@ pub fn plan(world: &World) -> Plan {
 /// A move by stop and start whose target has no place for it any more goes back.
 fn turns_back(decision: &mut Decision) -> bool {
     let moving = decision.report.status.migration.as_mut();
-    match moving.filter(|m| !m.live && !m.returning) {
+    match moving.filter(|m| cold::leads_away(m)) {
         Some(m) => {
             m.returning = true;
             true

@@ -115,7 +115,7 @@ pub(super) fn by_stop(
     stays: bool,
     mut word: Word,
 ) -> Word {
-    let moves = status.migration.as_ref().is_some_and(|m| !m.live && !m.returning);
+    let moves = status.migration.as_ref().is_some_and(cold::leads_away);
     let under_way = match word.state {
         VmState::Stopping | VmState::Starting => true,
         VmState::Running => !stays,

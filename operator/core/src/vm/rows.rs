@@ -7,6 +7,7 @@ use stockade_crds::v1alpha1::{Recovery, RunPolicy};
 
 use crate::ha::host_state::HostFacts;
 use crate::locks;
+use crate::moves::cold;
 use crate::placement::{Acceptance, Cluster, HostRow, Movable, VmKey, VmRow};
 use crate::world::{Key, World};
 
@@ -83,7 +84,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                     && spec.run_policy != RunPolicy::Manual,
             };
             // What moves by stop and start keeps its place on its target from the beginning.
-            if let Some(m) = status.migration.as_ref().filter(|m| !m.live && !m.returning)
+            if let Some(m) = status.migration.as_ref().filter(|m| cold::leads_away(m))
                 && m.epoch == 0
                 && !row.on.contains(&m.target)
             {
