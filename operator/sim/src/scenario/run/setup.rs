@@ -162,10 +162,8 @@ impl Stage {
         let scenario = self.scenario.clone();
         let mut policy = objects::policy(&scenario);
         // A policy that is paused is paused last of all: the cluster has to come up first.
-        let paused = policy["spec"]["automation"].take() == "Paused";
-        if let Some(spec) = policy["spec"].as_object_mut() {
-            spec.retain(|_, value| !value.is_null());
-        }
+        let automation = policy["spec"].as_object_mut().and_then(|spec| spec.remove("automation"));
+        let paused = automation.is_some_and(|value| value == "Paused");
         self.cluster.apply(&policy)?;
         for storage in &scenario.storage {
             let kind = match storage.kind {
