@@ -13,7 +13,6 @@ mod tour;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use kube::{Api, Client};
@@ -22,7 +21,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 pub use self::program::{Program, Programs, tail};
-pub use self::simulated::Simulated;
+pub use self::simulated::{Simulated, agent_main};
 pub use self::tour::{moves, tour};
 use crate::bmc::Bmc;
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
@@ -193,17 +192,8 @@ impl Cluster {
         }
         let kubeconfig =
             plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
-        let listen = free_address().map_err(PlayError::io("find a free port"))?;
-        // It goes with us, whatever way we end.
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&programs.stockade)
-            .args(["controller", "--listen", &listen])
-            .env("KUBECONFIG", kubeconfig)
-            .env("RUST_LOG", "info");
-        let controller =
-            Program::start("controller", folder.path().join("controller.log"), command)?;
+        let log_file = folder.path().join("controller.log");
+        let (controller, listen) = programs.controller(&kubeconfig, "info", log_file)?;
         let client = plane.setup_client().await?;
         let mut this = Self {
             agents: BTreeMap::new(),
@@ -454,9 +444,4 @@ impl Cluster {
         }
         text
     }
-}
-
-/// A TCP address of the loopback that the kernel says is free now.
-fn free_address() -> std::io::Result<String> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string())
 }

@@ -38,6 +38,34 @@ impl Programs {
             plugin: find("kubectl-stockade")?,
         })
     }
+
+    /// Starts the controller with what a kubeconfig allows, and says at which address of the
+    /// loopback it serves its metrics. `level` is that of its log.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn controller(
+        &self,
+        kubeconfig: &Path,
+        level: &str,
+        log: PathBuf,
+    ) -> Result<(Program, String), PlayError> {
+        let listen = free_address().map_err(PlayError::io("find a free port"))?;
+        // It goes with us, whatever way we end.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&self.stockade)
+            .args(["controller", "--listen", &listen])
+            .env("KUBECONFIG", kubeconfig)
+            .env("RUST_LOG", level);
+        Ok((Program::start("controller", log, command)?, listen))
+    }
+}
+
+/// A TCP address of the loopback that the kernel says is free now.
+fn free_address() -> std::io::Result<String> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string())
 }
 
 /// A running program; dropping it kills it.

@@ -20,7 +20,7 @@ use stockade_sim::host::gate::Gate;
 use stockade_sim::host::{SimFence, SimServer, true_clock};
 use stockade_sim::world::model::{Device, Store, WatchdogKind};
 use stockade_sim::world::power::Build;
-use stockade_sim::world::{AgentLife, Sim};
+use stockade_sim::world::{AgentLife, AgentMain, Sim};
 use tokio::time::{Instant, sleep};
 
 use super::{LIMIT, Log, PAUSE, PlayError, STORAGE};
@@ -69,20 +69,8 @@ impl Simulated {
 
     /// Builds the simulated machines and boots them; each boot runs the real agent.
     fn build(&self, clients: BTreeMap<String, Client>) {
-        let main = Arc::new(move |life: AgentLife| {
-            let client = clients.get(&life.host).cloned();
-            async move {
-                let Some(client) = client else { return };
-                let gate = life.gate.clone();
-                let config = AgentConfig::new(life.host);
-                let agent = stockade_agent::run(client, life.ports, config, std::future::pending());
-                // An agent that gives up is started again by its supervisor.
-                let _ = gate.run(agent).await;
-            }
-            .boxed()
-        });
         let mut world = self.sim.lock();
-        world.set_agent_main(main);
+        world.set_agent_main(agent_main(clients));
         let store = Store {
             name: STORAGE.to_owned(),
             kind: StorageKind::SharedDirectory,
@@ -298,4 +286,21 @@ async fn client_of(kubeconfig: &Path) -> Result<Client, PlayError> {
         .map_err(|error| wrong(&error))?;
     config.default_retry = false;
     Client::try_from(config).map_err(PlayError::api(what()))
+}
+
+/// What runs as the agent in each life of a simulated host's: the real one, by the host's client.
+/// One that gives up is started again by its supervisor.
+#[must_use]
+pub fn agent_main(clients: BTreeMap<String, Client>) -> AgentMain {
+    Arc::new(move |life: AgentLife| {
+        let client = clients.get(&life.host).cloned();
+        async move {
+            let Some(client) = client else { return };
+            let gate = life.gate.clone();
+            let config = AgentConfig::new(life.host);
+            let agent = stockade_agent::run(client, life.ports, config, std::future::pending());
+            let _ = gate.run(agent).await;
+        }
+        .boxed()
+    })
 }

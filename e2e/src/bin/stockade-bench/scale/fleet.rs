@@ -1,18 +1,18 @@
 //! Simulated hosts in real time, each with the real agent under an identity of its own.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::json;
-use stockade_agent::AgentConfig;
 use stockade_crds::v1alpha1::{Host, SharedStorage, StorageKind};
 use stockade_e2e::control_plane::ControlPlane;
+use stockade_e2e::play::agent_main;
+use stockade_sim::world::Sim;
 use stockade_sim::world::model::{Store, WatchdogKind};
 use stockade_sim::world::power::Build;
-use stockade_sim::world::{AgentLife, Sim};
 
 use super::{AT_ONCE, Error, failed, rack};
 
@@ -70,22 +70,8 @@ impl Fleet {
     }
 
     fn build(&self, clients: BTreeMap<String, Client>, racks: usize) {
-        // A client is used by one life of one agent: nobody reboots here.
-        let clients = Mutex::new(clients);
-        let main = Arc::new(move |life: AgentLife| {
-            let client = clients.lock().ok().and_then(|mut all| all.remove(&life.host));
-            async move {
-                let Some(client) = client else { return };
-                let gate = life.gate.clone();
-                let config = AgentConfig::new(life.host);
-                let agent = stockade_agent::run(client, life.ports, config, std::future::pending());
-                // An agent that gives up would leave its host silent, and the row fails.
-                let _ = gate.run(agent).await;
-            }
-            .boxed()
-        });
         let mut world = self.sim.lock();
-        world.set_agent_main(main);
+        world.set_agent_main(agent_main(clients));
         for number in 0..racks {
             let name = rack(number, racks);
             let kind = StorageKind::SharedDirectory;

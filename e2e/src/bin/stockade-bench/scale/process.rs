@@ -1,8 +1,6 @@
 //! The controller as a process of its own.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::process::Command;
 
 use stockade_e2e::control_plane::{ControlPlane, SYSTEM_NAMESPACE};
 use stockade_e2e::play::{Program, Programs};
@@ -24,19 +22,9 @@ impl Controller {
         let programs = Programs::find().map_err(|e| failed("programs", e))?;
         let account = plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller");
         let kubeconfig = account.await.map_err(|e| failed("account", e))?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let listen = format!("127.0.0.1:{port}");
-        // It goes with us, whatever way we end.
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&programs.stockade)
-            .args(["controller", "--listen", &listen])
-            .env("KUBECONFIG", kubeconfig)
-            .env("RUST_LOG", "warn");
         let log = plane.dir().join("controller.log");
-        let program =
-            Program::start("controller", log, command).map_err(|e| failed("controller", e))?;
+        let started = programs.controller(&kubeconfig, "warn", log);
+        let (program, listen) = started.map_err(|e| failed("controller", e))?;
         Ok(Self { program, listen })
     }
 
