@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -17,6 +18,12 @@ use crate::context::{Context, locked, request};
 
 /// Annotation of the Lease: measured use, `{vm uid: [thousandths of a CPU, MiB]}`.
 const USAGE_ANNOTATION: &str = "stockade.dev/usage";
+
+/// How long a restart may take before the host's silence counts: an upgrade of the package on a
+/// slow machine.
+const RESTART_SECONDS: i32 = 60;
+/// How long the announcement may take: systemd waits for the agent to end.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Renews the Lease every `heartbeatSeconds`, for ever.
 pub(crate) async fn run(context: Arc<Context>) {
@@ -47,6 +54,19 @@ pub(crate) async fn run(context: Arc<Context>) {
         };
         let due = sent.saturating_add(interval);
         context.ports.clock.sleep(due.saturating_sub(context.now()).max(50)).await;
+    }
+}
+
+/// Says with a last beat that this agent is being restarted, so that its silence is no sign of
+/// death for a while. A machine that goes down says nothing of the kind.
+pub(crate) async fn leave(context: &Context) {
+    if context.ports.machine.going_down().is_some() || context.joined_spec().is_none() {
+        return;
+    }
+    let leases: Api<Lease> = Api::namespaced(context.client.clone(), &context.namespace);
+    let said = beat(context, &leases, None, RESTART_SECONDS);
+    if let Ok(Err(error)) = tokio::time::timeout(LEAVE_LIMIT, said).await {
+        tracing::info!(%error, "the restart was not announced");
     }
 }
 

@@ -74,8 +74,12 @@ pub async fn run(
     tasks.spawn(identity::run(Arc::clone(&context)));
     tokio::select! {
         biased;
-        () = &mut shutdown => {}
-        () = reconcile::run(context) => {}
+        () = &mut shutdown => {
+            // Nothing may beat after the last word.
+            tasks.shutdown().await;
+            heartbeat::leave(&context).await;
+        }
+        () = reconcile::run(Arc::clone(&context)) => {}
     }
     Ok(())
 }

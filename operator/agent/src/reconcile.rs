@@ -88,6 +88,8 @@ struct Loop {
     orders: Option<BTreeMap<String, Known>>,
     listing: BTreeMap<String, Known>,
     host_status: Option<HostAgentStatus>,
+    /// What was written since may stand in its place: its answer never came.
+    host_status_unsure: bool,
     memory: BTreeMap<String, VmMemory>,
     /// When the last action of a VM ended: an older look does not count for it.
     acted: BTreeMap<String, u64>,
@@ -126,6 +128,7 @@ pub(crate) async fn run(context: Arc<Context>) {
         orders: None,
         listing: BTreeMap::new(),
         host_status: None,
+        host_status_unsure: false,
         memory: BTreeMap::new(),
         acted: BTreeMap::new(),
         killed: BTreeMap::new(),
@@ -611,7 +614,9 @@ impl Loop {
                 known.acknowledged = known.acknowledged.max(version);
             }
         }
+        self.host_status_unsure |= reported.host_unsure;
         if reported.host.is_some() {
+            self.host_status_unsure = false;
             self.host_status = reported.host;
         }
     }
@@ -688,7 +693,8 @@ impl Loop {
         self.tasks.spawn(async move { News::Reported(Box::new(call.await)) });
     }
 
-    /// The host's status, if it differs from what was last acknowledged.
+    /// The host's status, if it differs from what was last acknowledged, or may differ from what
+    /// stands there.
     fn host_status(&mut self, o: &Observed, spec: &HostAgentSpec) -> Option<HostAgentStatus> {
         let last = self.host_status.clone()?;
         // The first word must be an inventory: none without a list of orders.
@@ -745,7 +751,7 @@ impl Loop {
         {
             status.report = last.report + 1;
         }
-        (status != last).then_some(status)
+        (self.host_status_unsure || status != last).then_some(status)
     }
 
     /// Lets the machine go down once nothing of ours runs and the API knows it; at last without

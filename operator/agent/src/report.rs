@@ -32,6 +32,8 @@ pub(crate) struct Reported {
     pub(crate) host: Option<HostAgentStatus>,
     /// Something was not acknowledged.
     pub(crate) failed: bool,
+    /// The host's status was written, or was not: no answer came.
+    pub(crate) host_unsure: bool,
 }
 
 /// Writes them, several at once.
@@ -71,6 +73,7 @@ pub(crate) async fn report(context: Arc<Context>, report: Report) -> Reported {
             Ok(_) => reported.host = Some(status),
             Err(error) => {
                 reported.failed = true;
+                reported.host_unsure = true;
                 tracing::warn!(error, "the host's status was not written");
             }
         }

@@ -152,7 +152,16 @@ macro_rules! kinds {
             leases_listed: bool,
         }
 
-        impl Cache {
+        /// Longest silence that an agent may announce, in milliseconds.
+const LONGEST_PROMISE: Millis = 60_000;
+
+/// For how long a Lease says that it is good.
+fn promised(lease: &Lease) -> Millis {
+    let seconds = lease.spec.as_ref().and_then(|s| s.lease_duration_seconds).unwrap_or(0);
+    (u64::try_from(seconds).unwrap_or(0) * 1_000).min(LONGEST_PROMISE)
+}
+
+impl Cache {
             pub(crate) fn new(shared: &Shared) -> Self {
                 Self {
                     $($field: Kind::default(),)*
@@ -274,6 +283,7 @@ impl Cache {
             boot_id: boot_id.to_owned(),
             version: lease.resource_version().unwrap_or_default(),
             beats,
+            promised: promised(&lease),
         };
         self.lives.lease(host, beat, now) || rewound
     }

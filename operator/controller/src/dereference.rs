@@ -5,6 +5,7 @@ use std::mem::take;
 
 use stockade_core::world::{NamespaceFact, OrderKey, World};
 use stockade_crds::names::{FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME};
+use stockade_crds::v1alpha1::End;
 
 use crate::cache::Cache;
 use crate::context::{Shared, locked};
@@ -87,6 +88,10 @@ fn note_since(cache: &mut Cache, now: u64) {
         facts.insert(format!("domain/{host}/{vm_uid}"), generation.to_string());
         if let Some(status) = domain.status.as_ref().filter(|s| s.released) {
             facts.insert(format!("settled/{vm_uid}/{}", status.epoch), String::new());
+        } else if let Some(status) = &domain.status
+            && status.end == Some(End::Migrated)
+        {
+            facts.insert(format!("left/{host}/{vm_uid}"), status.epoch.to_string());
         }
     }
     for (host, agent) in &cache.agents.objects {

@@ -95,6 +95,7 @@ fn beat(world: &mut World, counter: u64) {
             boot_id: format!("boot-h{number}"),
             version: counter.to_string(),
             beats: [(format!("rack-{}", number % racks), beats)].into(),
+            promised: 2_000,
         };
         world.lives.lease(&format!("h{number}"), lease, now);
     }

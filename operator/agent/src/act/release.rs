@@ -49,9 +49,11 @@ pub(super) async fn release(
     // It left by somebody else's hand: its right to write went with it, until the controller
     // says that a later epoch has taken it over.
     if end == End::Migrated && !settled {
-        return Err("it was moved away by someone else's hand and may run elsewhere; stop that \
-                    copy, then confirm"
-            .into());
+        return Err(format!(
+            "it was moved away by someone else's hand and may run elsewhere; request \
+             adopt/HOST/ID for the host on which it is, or, once it runs nowhere, adopt/{}/ID",
+            context.config.host
+        ));
     }
     for disk in &disks {
         let call = storage.release_record(disk, epoch);

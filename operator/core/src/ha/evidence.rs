@@ -35,6 +35,8 @@ pub struct LeaseBeat {
     pub version: String,
     /// By storage.
     pub beats: BTreeMap<String, SeenBeats>,
+    /// For how long no next one is to be expected: an agent that is restarted says so.
+    pub promised: Millis,
 }
 
 /// What is known of one host's life.
@@ -318,6 +320,7 @@ mod tests {
             boot_id: boot.to_owned(),
             version: version.to_string(),
             beats: [("vms".to_owned(), seen.iter().map(beat).collect())].into(),
+            promised: 2_000,
         }
     }
 

@@ -20,7 +20,10 @@ use stockade_crds::v1alpha1::{
     StopFailure,
 };
 
-use self::calls::{calls, counts_since, device, failed_rounds, levels, off_by_one_device, unread};
+use self::calls::{
+    Dark, calls, counts_since, dark, device, failed_rounds, levels, obeyed_in_vain,
+    off_by_one_device, unread,
+};
 use self::plugs::tests;
 pub use self::proof::elapsed_bound;
 use self::proof::elapsed_possible;
@@ -37,6 +40,17 @@ const ROUNDS_PER_LEVEL: usize = 1;
 const RETRY_MILLIS: Millis = 2_000;
 /// Further pause for each time that all levels have failed.
 const CYCLE_MILLIS: Millis = 15_000;
+/// So many off orders that a device says it obeyed, and reads on all the same, are enough: from
+/// then on it is read, and ordered again after a pause that lets a boot by hand come up.
+const VAIN_ROUNDS: usize = 2;
+/// That pause.
+const VAIN_PAUSE_MILLIS: Millis = 900_000;
+/// How often a plug is read that is not to be cut for the time being.
+const PATIENT_READ_MILLIS: Millis = 10_000;
+/// A device that failed for so long and reads on again may have been switched on with its host.
+const DARK_MILLIS: Millis = 60_000;
+/// How long such a host's boot is waited for before it is shot.
+const BOOT_MILLIS: Millis = 90_000;
 /// A storage that has worked elsewhere for so long is not what keeps a VM from ending.
 const STORAGE_WELL_MILLIS: Millis = 15_000;
 
@@ -84,6 +98,7 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
     let stuck = policy.stop_failure == StopFailure::Fence && has_stuck_vm(world, facts);
     let isolated = policy.isolated_host == IsolatedHost::Fence
         && facts.state == HostState::Isolated
+        && !facts.excused
         && facts.api_silence
             >= seconds(policy.isolated_seconds) + seconds(policy.heartbeat_seconds);
     if (stuck || isolated) && !brake.holds() {
@@ -173,11 +188,16 @@ fn drive(
                 .unwrap_or((usize::MAX, None))
         })
         .collect();
+    // A level that obeys in vain is left to the others, if there are any.
+    let vain = |index: usize| {
+        let mut devices = levels.get(index).into_iter().flat_map(|l| &l.devices);
+        devices.any(|d| is_in_vain(world, &calls(world, facts, d, since)))
+    };
     let Some((index, (failed, last))) = rounds
         .iter()
         .enumerate()
         .filter(|(_, (n, _))| *n != usize::MAX)
-        .min_by_key(|(i, (n, _))| (n / ROUNDS_PER_LEVEL, *i))
+        .min_by_key(|(i, (n, _))| (vain(*i), n / ROUNDS_PER_LEVEL, *i))
     else {
         return;
     };
@@ -202,6 +222,21 @@ fn drive(
         let spec = (facts, name.as_str(), plug.as_str());
         next_call(world, spec, &calls, stage, brake, certificate, out);
     }
+}
+
+/// Whether a device obeyed too often in vain to be ordered again now.
+fn is_in_vain(world: &World, calls: &[&FenceRecord]) -> bool {
+    obeyed_in_vain(calls, VAIN_ROUNDS).is_some_and(|last| world.now < last + VAIN_PAUSE_MILLIS)
+}
+
+/// Whether a plug is to be read for the time being, rather than cut once more.
+fn only_read(world: &World, calls: &[&FenceRecord]) -> bool {
+    is_in_vain(world, calls)
+        || match dark(calls, DARK_MILLIS) {
+            Dark::No => false,
+            Dark::Still => true,
+            Dark::ReadsOnSince(at) => world.now < at + BOOT_MILLIS,
+        }
 }
 
 #[allow(clippy::too_many_arguments)] // One decision over one row of a table.
@@ -236,7 +271,10 @@ fn next_call(
             let after: Vec<&FenceRecord> = after_off.iter().map(|r| **r).collect();
             if answered_on || unread(off, &after) {
                 // The round failed; a new one begins, if it may.
-                if stage == Stage::Act {
+                let patient = stage == Stage::Act && only_read(world, calls);
+                let reads_off = last_read.is_some_and(|r| r.result == FenceResult::Off);
+                let beat = if patient { PATIENT_READ_MILLIS } else { beat };
+                if stage == Stage::Act && (!patient || reads_off) {
                     out.intents.push(call(FenceAction::Off));
                 } else if last_read.is_none_or(|r| world.now >= r.started + beat) {
                     out.intents.push(call(FenceAction::Status));

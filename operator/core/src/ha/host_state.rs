@@ -38,6 +38,9 @@ pub struct HostFacts {
     pub evidence: Vec<(String, Millis, String)>,
     /// It beats to the API.
     pub alive: bool,
+    /// Its agent said that it would be silent for a while, and that is not over: no silence of it
+    /// is a sign of death yet.
+    pub excused: bool,
     /// Silent on every path beyond `suspectSeconds`.
     pub silent_all: bool,
     /// Since when every path is silent; `None`: some path is not.
@@ -99,7 +102,8 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
             let health = world.guards.observer_health;
             let beats = life.is_some_and(|l| l.lease_at.is_some());
             facts.alive = joined && beats && facts.api_silence < suspect;
-            let both = both_silent(world, &facts);
+            facts.excused = life.is_some_and(|l| facts.api_silence < l.lease.promised);
+            let both = both_silent(world, &facts).filter(|_| !facts.excused);
             facts.silent_all = joined && both.is_some_and(|s| s >= suspect);
             facts.silent_since = both
                 .filter(|s| joined && *s > heartbeat + heartbeat / 2 && (world.fresh || !health))
@@ -125,6 +129,24 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
         .collect()
 }
 
+/// What is true of a boot whose host is not declared any more: how long it has been silent on every
+/// path. Nothing but a human's word can prove it dead (safety §5).
+#[must_use]
+pub fn undeclared(world: &World, host: &str, uid: &str, boot: &str) -> HostFacts {
+    let seen = world.lives.beat_seen(host, boot).max(world.lives.echo_since);
+    let silence = seen
+        .filter(|_| world.lives.api_fresh(world.now))
+        .map_or(0, |seen| world.now.saturating_sub(seen));
+    HostFacts {
+        name: host.to_owned(),
+        uid: uid.to_owned(),
+        boot: boot.to_owned(),
+        api_silence: silence,
+        silent_since: Some(world.now.saturating_sub(silence)),
+        ..HostFacts::default()
+    }
+}
+
 /// When silence, if it goes on, makes something else of a host: so that no beat of another host
 /// need wake the planner for it.
 #[must_use]
@@ -140,10 +162,13 @@ pub fn next_look(world: &World, hosts: &[HostFacts]) -> Option<Millis> {
     ];
     hosts
         .iter()
-        .flat_map(|facts| [Some(facts.api_silence), both_silent(world, facts)])
+        .flat_map(|facts| {
+            let promised = world.lives.hosts.get(&facts.name).map_or(0, |l| l.lease.promised);
+            [Some(facts.api_silence), both_silent(world, facts)].map(|s| s.map(|s| (s, promised)))
+        })
         .flatten()
-        .filter_map(|silence| {
-            steps.iter().filter(|step| **step > silence).min().map(|s| s - silence)
+        .filter_map(|(silence, promised)| {
+            steps.iter().chain([&promised]).filter(|s| **s > silence).min().map(|s| s - silence)
         })
         .min()
         .map(|left| world.now + left)
@@ -234,7 +259,8 @@ fn state(
     if mode == HostMode::Maintenance && !facts.needed {
         return HostState::Maintenance;
     }
-    if facts.api_silence >= act && !storage_alive { HostState::Lost } else { HostState::Suspect }
+    let lost = facts.api_silence >= act && !storage_alive && !facts.excused;
+    if lost { HostState::Lost } else { HostState::Suspect }
 }
 
 /// Whether this observer has seen a host beat: the first sight may be of a dead host's Lease.

@@ -98,6 +98,7 @@ impl Bed {
                     boot_id: self.boot(host),
                     version: self.counter.to_string(),
                     beats: [("vms".to_owned(), beats.clone())].into(),
+                    promised: 2_000,
                 };
                 self.world.lives.lease(host, lease, now);
             }
@@ -396,6 +397,7 @@ fn a_host_that_beats_on_storage_is_isolated_and_not_shot() {
                 boot_id: bed.boot(host),
                 version: bed.counter.to_string(),
                 beats: [("vms".to_owned(), beats.clone())].into(),
+                promised: 2_000,
             };
             bed.world.lives.lease(host, lease, now);
         }

@@ -1,4 +1,5 @@
-//! Taking a found copy in by a human's word (safety §8.5): a new epoch under gate 1.
+//! Taking a found copy in by a human's word (safety §8.5): a new epoch under gate 1. And taking a
+//! VM back whose copy has ended elsewhere.
 
 use stockade_crds::v1alpha1::{
     End, EpochState, PlacedEpoch, VirtualMachine, VirtualMachineStatus, VmState,
@@ -11,8 +12,9 @@ use super::order::{basis, place_order};
 use super::request::Request;
 use super::word::{Word, conditions};
 use crate::gate::{self, Gate};
+use crate::ha::host_state::HostFacts;
 use crate::plan::{Intent, Report};
-use crate::world::{Key, World};
+use crate::world::{Key, Millis, World};
 
 /// Whether the VM runs by its order on that host already: nothing is left to take in.
 pub(super) fn is_there_already(
@@ -36,6 +38,43 @@ fn left_by_move(world: &World, vm: &VirtualMachine, placed: &PlacedEpoch) -> boo
     domain(world, vm, &placed.host)
         .and_then(|d| d.status.as_ref())
         .is_some_and(|s| s.epoch == placed.epoch && s.end == Some(End::Migrated) && !s.released)
+}
+
+/// Milliseconds for which a VM must have left before a word that it runs nowhere is believed:
+/// a copy elsewhere is listed within a heartbeat or two.
+const LEFT_LONG_AGO: Millis = 10_000;
+
+/// Takes a VM back that left `host` by a move which nobody ordered and whose copy has ended: the
+/// word of a human who names the host that it left. No copy is listed; each host must say so in its
+/// running boot, or that boot must be over.
+pub(super) fn take_back(
+    world: &World,
+    hosts: &[HostFacts],
+    vm: &VirtualMachine,
+    host: &str,
+    request: &Request,
+    status: &mut VirtualMachineStatus,
+    decision: &mut Decision,
+) {
+    let left = |p: &&mut PlacedEpoch| {
+        p.host == host && !p.state.is_settled() && left_by_move(world, vm, p)
+    };
+    let Some(placed) = status.placements.iter_mut().find(left) else { return };
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let age = world.age_of(&format!("left/{host}/{uid}"));
+    if age < LEFT_LONG_AGO {
+        decision.wake = Some(world.now + LEFT_LONG_AGO - age);
+        return;
+    }
+    let told = |facts: &HostFacts| {
+        let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
+        let listed = facts.alive && report.is_some_and(|r| r.boot_id == facts.boot);
+        listed || facts.went_down_cleanly || facts.proof.is_some()
+    };
+    if hosts.iter().all(told) {
+        placed.state = EpochState::Released;
+        status.last_handled_request = Some(request.text.clone());
+    }
 }
 
 /// Takes the copy on `host` in, if there is one and the gate is open for it.

@@ -11,8 +11,8 @@
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
-    Domain, EpochState, LockMode, Machine, Management, MigrationOrder, Recovery, RunPolicy,
-    VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
+    Domain, EpochState, LockMode, Machine, Management, MigrationOrder, ProofKind, Recovery,
+    RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
 };
 
 use super::adopt;
@@ -32,6 +32,7 @@ use crate::ha::host_state::{HostFacts, facts_of};
 use crate::locks;
 use crate::moves::live::Next;
 use crate::plan::{DomainWrite, Intent, Report};
+use crate::storages::selects;
 use crate::world::{Key, Millis, World};
 
 /// What was decided about one VM.
@@ -174,6 +175,8 @@ fn managed(
             && let Some(word) = adopt::take_in(world, vm, host, &copies, request, status, decision)
         {
             return word;
+        } else if !paused && copies.is_empty() {
+            adopt::take_back(world, hosts, vm, host, request, status, decision);
         }
     }
     let adopting = adopting.is_some_and(|(_, host)| copies.iter().any(|c| c.host == host));
@@ -200,6 +203,12 @@ fn managed(
                 return found_alone(world, vm, status, &copies, paused, decision);
             }
             if !run {
+                // There is nothing to restart or reset: said to be done with, not kept for later.
+                let over =
+                    request.as_ref().filter(|r| matches!(r.verb.as_str(), "restart" | "reset"));
+                if let Some(over) = over {
+                    status.last_handled_request = Some(over.text.clone());
+                }
                 status.host = None;
                 status.waits_for = None;
                 status.failures = None;
@@ -418,6 +427,10 @@ fn host_it_waits_for(
     if waits.held && back && closed {
         return Waited::InVain;
     }
+    // Nor one that a person calls dead: it does not come back from its reboot.
+    if waits.held && facts.proof == Some(ProofKind::Human) {
+        return Waited::InVain;
+    }
     // Nor does one that is away, once the policy says that its VMs go elsewhere.
     let leaves = |fate| {
         matches!(fate, Fate::Leave | Fate::Move) && shutdown::waits(fate, vm, name).is_none()
@@ -440,9 +453,15 @@ fn host_it_waits_for(
 pub(crate) fn not_ready(world: &World, hosts: &[HostFacts], vm: &VirtualMachine) -> Option<String> {
     let machine = machine::resolve(world, vm).ok()?;
     let required = &vm.spec.placement.required_hosts;
+    // What a storage is not meant for will never have it.
+    let meant = |h: &HostFacts| {
+        let known = |storage| world.storages.get(storage).zip(world.hosts.get(&h.name));
+        machine.disks.iter().filter_map(|d| known(&d.storage)).all(|(s, o)| selects(s, &h.name, o))
+    };
     let open: Vec<&HostFacts> = hosts
         .iter()
         .filter(|h| h.refuses.is_none() && (required.is_empty() || required.contains(&h.name)))
+        .filter(|h| meant(h))
         .collect();
     let lacks = |facts: &HostFacts| -> Option<String> {
         let report = world.agents.get(&facts.name)?.status.as_ref()?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stockade_crds::quantity;
-use stockade_crds::v1alpha1::{Recovery, RunPolicy};
+use stockade_crds::v1alpha1::{LockKind, Recovery, RunPolicy};
 
 use crate::ha::host_state::HostFacts;
 use crate::locks;
@@ -111,11 +111,16 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
     };
     let missing = host.map(|h| locks::missing(world, &facts.name, h)).unwrap_or_default();
     let lock = world.agents.get(&facts.name).and_then(|a| a.spec.lock.as_ref());
+    // One daemon serves every storage whose LockManager is of its kind.
+    let guards = |kind: LockKind, storage: &str| {
+        let mut all = world.lock_managers.values();
+        all.any(|m| m.spec.kind == kind && m.spec.storage == storage)
+    };
     if let Some(report) = report {
         row.hypervisors = report.hypervisors.iter().copied().collect();
         for storage in &report.storages {
             let unlocked = lock.is_some_and(|l| {
-                l.storage == storage.name && !l.maintenance && report.lock != Some(l.kind)
+                !l.maintenance && report.lock != Some(l.kind) && guards(l.kind, &storage.name)
             });
             if let Some(why) = missing.get(&storage.name) {
                 row.unready.insert(storage.name.clone(), why.clone());

@@ -65,6 +65,53 @@ pub(super) fn unread(off: &FenceRecord, reads: &[&FenceRecord]) -> bool {
     dead >= 2
 }
 
+/// When the last of `rounds` off orders was done that the device carried out by its own word and
+/// after which it read on all the same; `None`: there were fewer. One more would not help, and
+/// would end the boot of whoever switched the host on by hand.
+pub(super) fn obeyed_in_vain(calls: &[&FenceRecord], rounds: usize) -> Option<Millis> {
+    let offs = calls.iter().filter(|c| c.action == FenceAction::Off);
+    let vain: Vec<Millis> = offs
+        .filter(|off| !matches!(off.result, FenceResult::Failed(_)))
+        .filter_map(|off| {
+            let done = off.finished?;
+            let on = |c: &&&FenceRecord| {
+                c.action == FenceAction::Status && c.started >= done && c.result == FenceResult::On
+            };
+            calls.iter().any(|c| on(&c)).then_some(done)
+        })
+        .collect();
+    vain.last().copied().filter(|_| vain.len() >= rounds)
+}
+
+/// Whether a device was silent for long, and since when it reads on again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dark {
+    /// It was not.
+    No,
+    /// It is.
+    Still,
+    /// It was, and has read on since that moment: somebody may have switched on the host, and with
+    /// it the device that died when the host did.
+    ReadsOnSince(Millis),
+}
+
+/// What the last calls say of a device that failed for at least `long`.
+pub(super) fn dark(calls: &[&FenceRecord], long: Millis) -> Dark {
+    let done: Vec<&FenceRecord> = calls.iter().copied().filter(|c| c.finished.is_some()).collect();
+    let reads_on =
+        |c: &&FenceRecord| c.action == FenceAction::Status && c.result == FenceResult::On;
+    let failed = |c: &&FenceRecord| matches!(c.result, FenceResult::Failed(_));
+    let before_on = done.len() - done.iter().rev().take_while(|c| reads_on(c)).count();
+    let (past, on) = done.split_at(before_on);
+    let mut failures = past.iter().rev().take_while(|c| failed(c));
+    let Some(last) = failures.next() else { return Dark::No };
+    let first = failures.last().unwrap_or(last);
+    if last.finished.unwrap_or(last.started) < first.started + long {
+        return Dark::No;
+    }
+    on.first().map_or(Dark::Still, |c| Dark::ReadsOnSince(c.started))
+}
+
 /// Failed rounds: off orders whose device did not read off afterwards.
 pub(super) fn failed_rounds(calls: &[&FenceRecord]) -> (usize, Option<Millis>) {
     let mut rounds = 0;
@@ -98,4 +145,61 @@ pub(super) fn off_by_one_device(world: &World, device: &str) -> usize {
     hosts.sort_unstable();
     hosts.dedup();
     hosts.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(action: FenceAction, at: Millis, result: FenceResult) -> FenceRecord {
+        FenceRecord {
+            device: "bmc".into(),
+            host: "h1".into(),
+            boot_id: "b".into(),
+            generation: 1,
+            action,
+            acts: true,
+            started: at,
+            finished: Some(at + 500),
+            result,
+        }
+    }
+
+    fn failed() -> FenceResult {
+        FenceResult::Failed("no answer".into())
+    }
+
+    #[test]
+    fn an_order_that_is_obeyed_and_read_on_twice_was_in_vain() {
+        let (off, read) = (FenceAction::Off, FenceAction::Status);
+        let log = [
+            call(off, 0, FenceResult::Done),
+            call(read, 1_000, FenceResult::On),
+            call(off, 20_000, failed()),
+            call(read, 21_000, FenceResult::On),
+            call(off, 40_000, FenceResult::Done),
+            call(read, 41_000, FenceResult::On),
+        ];
+        let log: Vec<&FenceRecord> = log.iter().collect();
+        assert_eq!(obeyed_in_vain(&log[..4], 2), None, "an order that failed may be tried again");
+        assert_eq!(obeyed_in_vain(&log[..5], 2), None, "not read yet");
+        assert_eq!(obeyed_in_vain(&log, 2), Some(40_500));
+    }
+
+    #[test]
+    fn a_device_that_was_dark_for_long_reads_on_since_its_first_answer() {
+        let (off, read) = (FenceAction::Off, FenceAction::Status);
+        let log = [
+            call(off, 0, failed()),
+            call(read, 20_000, failed()),
+            call(read, 60_000, failed()),
+            call(read, 70_000, FenceResult::On),
+            call(read, 80_000, FenceResult::On),
+        ];
+        let log: Vec<&FenceRecord> = log.iter().collect();
+        assert_eq!(dark(&log[..2], 60_000), Dark::No, "not for long");
+        assert_eq!(dark(&log[..3], 60_000), Dark::Still);
+        assert_eq!(dark(&log, 60_000), Dark::ReadsOnSince(70_000));
+        assert_eq!(dark(&log[3..], 60_000), Dark::No, "it never failed");
+    }
 }
