@@ -159,7 +159,7 @@ impl Cluster {
     ) -> Result<Self, ClusterError> {
         let cluster = Self::empty(seed, guards, agent_guards)?;
         cluster.declare("AvailabilityPolicy", "default", json!({}))?;
-        cluster.build_storage(STORAGE, StorageKind::NFS);
+        cluster.build_storage(STORAGE, StorageKind::NFS, &mount_path(STORAGE));
         cluster.declare(
             "SharedStorage",
             STORAGE,
@@ -206,15 +206,16 @@ impl Cluster {
     }
 
     /// Puts up the server of a storage; one that speaks NFS obeys denials.
-    pub fn build_storage(&self, name: &str, kind: StorageKind) {
+    pub fn build_storage(&self, name: &str, kind: StorageKind, mount: &str) {
         let store = Store {
             name: name.to_owned(),
             kind,
+            mount: mount.to_owned(),
             lease_ms: 90_000,
             obeys: kind == StorageKind::NFS,
             ..Store::default()
         };
-        self.sim.lock().stores.insert(name.to_owned(), store);
+        self.sim.lock().stores.entry(name.to_owned()).or_insert(store);
     }
 
     /// Wires a fence device; an `outlet` reads its own relay, not the machine behind it.
@@ -303,8 +304,8 @@ impl Cluster {
             config.guards = guards;
             async move {
                 // An agent that gives up is started again by its supervisor.
-                let _ =
-                    stockade_agent::run(client, life.ports, config, std::future::pending()).await;
+                let stop = life.stop.notified();
+                let _ = stockade_agent::run(client, life.ports, config, stop).await;
             }
             .boxed()
         });

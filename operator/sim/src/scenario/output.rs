@@ -8,9 +8,8 @@ use super::ast::{EventKind, Millis, Name, Scenario};
 use super::check::Failure;
 use super::observe::{SimEvent, View};
 
-/// `time  subject  event  details`, in columns.
-#[must_use]
-pub fn line(event: &SimEvent) -> String {
+/// Whom an event is about, and its details.
+fn subject_and_details(event: &SimEvent) -> (String, String) {
     let mut details = Vec::new();
     let subject = match (&event.vm, &event.host) {
         (Some(vm), host) => {
@@ -25,7 +24,13 @@ pub fn line(event: &SimEvent) -> String {
     details.extend(event.device.as_ref().map(|d| format!("through {d}")));
     details.extend(event.holder.as_ref().map(|h| format!("held by {h}")));
     details.extend(event.detail.clone());
-    let details = details.join(", ");
+    (subject, details.join(", "))
+}
+
+/// `time  subject  event  details`, in columns.
+#[must_use]
+pub fn line(event: &SimEvent) -> String {
+    let (subject, details) = subject_and_details(event);
     let text = format!("{:>10}  {subject:<12}  {:<16}  {details}", time(event.t), event.word());
     text.trim_end().to_owned()
 }
@@ -36,14 +41,16 @@ pub fn time(t: Millis) -> String {
     format!("{}.{:03}", t / 1000, t % 1000)
 }
 
-/// One event as a JSON line.
+/// One event as a JSON line: the four columns, and what the details are made of.
 #[must_use]
 pub fn json(event: &SimEvent) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Record<'a> {
-        t: f64,
+        time: f64,
+        subject: String,
         event: &'a str,
+        details: String,
         #[serde(skip_serializing_if = "is_false")]
         kubernetes: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,12 +67,13 @@ pub fn json(event: &SimEvent) -> String {
         holder: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         kind: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        detail: Option<&'a str>,
     }
+    let (subject, details) = subject_and_details(event);
     to_json(&Record {
-        t: seconds(event.t),
+        time: seconds(event.t),
+        subject,
         event: event.word(),
+        details,
         kubernetes: matches!(event.kind, EventKind::Reason(_)),
         vm: event.vm.as_deref(),
         host: event.host.as_deref(),
@@ -74,7 +82,6 @@ pub fn json(event: &SimEvent) -> String {
         device: event.device.as_deref(),
         holder: event.holder.as_deref(),
         kind: event.object_kind.as_deref(),
-        detail: event.detail.as_deref(),
     })
 }
 

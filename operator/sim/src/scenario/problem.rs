@@ -15,7 +15,7 @@ pub struct Problem {
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// The file can't be read.
-    #[error("{file}: cannot be read")]
+    #[error("{file}: cannot be read: {source}")]
     Read {
         /// The file.
         file: String,

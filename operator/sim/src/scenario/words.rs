@@ -126,6 +126,19 @@ words! {
 }
 
 impl StorageKind {
+    /// What a SharedStorage object declares.
+    #[must_use]
+    pub fn declared(object: &serde_json::Value) -> Self {
+        let spec = &object["spec"];
+        if spec["ocfs2"].is_object() {
+            Self::Ocfs2
+        } else if spec["directory"].is_object() {
+            Self::SharedDirectory
+        } else {
+            Self::Nfs
+        }
+    }
+
     /// The lock manager of a storage that names none: on OCFS2 virtlockd's locks bind nobody but
     /// their own host.
     #[must_use]

@@ -47,7 +47,9 @@ impl World {
         let Some(host) = self.wired_host(call) else { return true };
         let Some(device) = self.devices.get(&call.device) else { return false };
         let Some(m) = self.machines.get(&host) else { return false };
-        let alive = device.mode != DeviceMode::DiesWithHost || m.powered();
+        // Its own off leaves it the standby power that it runs on.
+        let fed = m.switch && m.cut_by.iter().all(|by| *by == call.device);
+        let alive = device.mode != DeviceMode::DiesWithHost || fed;
         m.whole(Net::Bmc) && alive && device.mode != DeviceMode::Timeout
     }
 

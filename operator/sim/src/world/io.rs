@@ -3,7 +3,7 @@
 use stockade_crds::v1alpha1::StorageKind;
 
 use super::World;
-use super::model::{Kernel, Net, Qemu, QemuState, Queued, StorageMode, Way, Writer};
+use super::model::{Kernel, Net, Qemu, QemuState, Queued, StorageMode, Store, Way, Writer};
 use crate::oracle::Rule;
 
 /// A client sends what its server did not take again after so long; new requests go at once.
@@ -69,14 +69,14 @@ impl World {
         disk.exists = true;
     }
 
-    /// The storage that holds a path, by its disks or by the mount paths of hosts.
+    /// The storage that holds a path, by its disks or by where hosts see storages.
     #[must_use]
     pub fn storage_of(&self, path: &str) -> Option<String> {
         self.disks.get(path).map(|d| d.storage.clone()).or_else(|| {
-            self.stores
-                .keys()
-                .find(|name| path.split('/').any(|part| part == name.as_str()))
-                .cloned()
+            let under =
+                |s: &&Store| path.strip_prefix(&s.mount).is_some_and(|rest| rest.starts_with('/'));
+            let stores = self.stores.values().filter(under);
+            stores.max_by_key(|s| s.mount.len()).map(|s| s.name.clone())
         })
     }
 

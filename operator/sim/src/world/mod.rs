@@ -42,6 +42,8 @@ pub type KernelStopped = Box<dyn Fn(&str) + Send + Sync>;
 pub struct AgentLife {
     /// The host.
     pub host: String,
+    /// Asks it to end, as SIGTERM does.
+    pub stop: Arc<Notify>,
     /// The gate of this life.
     pub gate: crate::host::gate::Gate,
     /// The ports of this life.

@@ -70,6 +70,10 @@ pub struct Process {
     pub running: bool,
     /// It is stopped by SIGSTOP.
     pub paused: bool,
+    /// Asks the agent to end.
+    pub stop: Arc<Notify>,
+    /// It was asked to end; milliseconds until it is started again after that.
+    pub restarts_in: Option<u64>,
     /// Counts its lives, so that a late restart of an earlier one does nothing.
     pub life: u64,
 }
@@ -399,6 +403,8 @@ pub struct Store {
     pub name: String,
     /// Its kind.
     pub kind: StorageKind,
+    /// Where hosts see it.
+    pub mount: String,
     /// Seconds after which a silent client's locks may be taken.
     pub lease_ms: u64,
     /// What it does, for all hosts.
@@ -439,7 +445,7 @@ pub enum DeviceMode {
     WrongHost,
     /// It refuses the login.
     BadCredentials,
-    /// It answers only while its host has power.
+    /// It answers only while its host has mains power.
     DiesWithHost,
 }
 

@@ -7,7 +7,7 @@ use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::MigrateRequest;
 
 use super::event::{Doer, Seen, What};
-use super::model::{Fail, FailAs, FailOp, Kernel, Net, QemuState, Stage};
+use super::model::{Fail, FailAs, FailOp, Kernel, Net, OpenDisk, QemuState, Stage};
 use super::qemu::Ending;
 use super::{Sim, World};
 
@@ -78,6 +78,13 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
                 return Err(failed_move(sim, host, &vm, uid, to, "the copy failed"));
             }
             _ => {}
+        }
+    }
+    while !sim.lock().disks_are_quiet(host, uid, to) {
+        sim.wait(STEP_MS).await;
+        let why = sim.lock().move_trouble(host, uid, pid, to);
+        if let Some(why) = why {
+            return Err(failed_move(sim, host, &vm, uid, to, why));
         }
     }
     let switched = sim.lock().switch_over(host, uid, to, r.leave_paused);
@@ -167,6 +174,18 @@ impl World {
         }
         let ready = target.qemus.get(uid).is_some_and(|q| q.state == QemuState::Incoming);
         (!ready).then_some("the target has not prepared it")
+    }
+
+    /// Whether a copied VM may be handed over: QEMU drains the source's devices before it completes
+    /// a move, and the target opens the images, so that it waits for a storage that is away.
+    pub(super) fn disks_are_quiet(&self, host: &str, uid: &str, to: &str) -> bool {
+        let Some(m) = self.machines.get(host) else { return true };
+        let Some(q) = m.qemus.get(uid) else { return true };
+        let answers = |disk: &OpenDisk| {
+            self.reach(host, &disk.storage).answers() && self.reach(to, &disk.storage).answers()
+        };
+        let queued = |disk: &OpenDisk| m.queued.keys().any(|(_, path)| *path == disk.path);
+        q.disks.iter().all(|disk| answers(disk) && !queued(disk))
     }
 
     /// The source stops, the lock goes over, the target has everything.

@@ -28,6 +28,9 @@ pub struct Build {
     pub levels: Vec<Vec<String>>,
 }
 
+/// Milliseconds that an agent that is asked to end may take.
+const STOP_LIMIT: u64 = 3_000;
+
 /// Our small processes on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Which {
@@ -251,7 +254,9 @@ impl World {
         process.paused = false;
         process.life += 1;
         process.gate = crate::host::gate::Gate::open();
-        let gate = process.gate.clone();
+        process.restarts_in = None;
+        process.stop = Arc::default();
+        let (gate, stop) = (process.gate.clone(), process.stop.clone());
         if which != Which::Agent {
             return;
         }
@@ -259,17 +264,40 @@ impl World {
         let Some(sim) = self.me.upgrade() else { return };
         let ports = host::agent_ports(&sim, host, &gate);
         let delay = self.draw(&format!("agent/{host}"), 200, 900);
-        let life = AgentLife { host: host.to_owned(), gate: gate.clone(), ports };
+        let life = AgentLife { host: host.to_owned(), stop, gate: gate.clone(), ports };
         let (host, program) = (host.to_owned(), gate.clone());
         tokio::spawn(async move {
             sim.wait(delay).await;
             let ended = program.run(main(life)).await;
             // An agent that ends by itself is started again by its supervisor.
             if ended.is_some() {
-                sim.lock().crash_process(&host, Which::Agent, 1_000);
+                let mut world = sim.lock();
+                let asked = world.process(&host, Which::Agent).and_then(|p| p.restarts_in);
+                world.crash_process(&host, Which::Agent, asked.unwrap_or(1_000));
             }
         });
         self.touch();
+    }
+
+    /// Restarts a process of ours as its supervisor does: the agent is asked to end, and killed if
+    /// it does not; it is started again after `down` ms. The small ones hand over at once.
+    pub fn restart_process(&mut self, host: &str, which: Which, down: u64) {
+        if which != Which::Agent {
+            self.crash_process(host, which, 0);
+            return;
+        }
+        let Some(process) = self.process(host, which).filter(|p| p.running) else { return };
+        process.restarts_in = Some(down);
+        process.stop.notify_one();
+        let life = process.life;
+        let host = host.to_owned();
+        self.spawn(|sim| async move {
+            sim.wait(STOP_LIMIT).await;
+            let mut world = sim.lock();
+            if world.process(&host, which).is_some_and(|p| p.running && p.life == life) {
+                world.crash_process(&host, which, down);
+            }
+        });
     }
 
     /// Kills a process of ours; its supervisor starts it again after `down` ms (and a moment).

@@ -161,7 +161,9 @@ impl World {
             });
             if there.is_some() || queued {
                 undone = Some(format!("{vm} started on {host}, not released on {}", other.name));
-                excused |= there.is_some_and(|q| q.unlocked)
+                // What someone sends there by hand has not executed, and ends with its source.
+                let sent = |q: &Qemu| q.by == Doer::Virsh && q.state == QemuState::Incoming;
+                excused |= there.is_some_and(|q| q.unlocked || sent(q))
                     || (self.excuses(&other.name, &other.boot_id, uid, order.epoch)
                         && !self.beats_beside(&other.name, &other.boot_id, order));
             }

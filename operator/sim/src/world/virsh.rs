@@ -7,7 +7,16 @@ use super::model::{Kernel, Net, Qemu, QemuState};
 use super::qemu::Ending;
 use super::{Sim, World};
 
+/// Milliseconds within which the target of a move sees that its stream has ended.
+const STREAM_LOOK: u64 = 250;
+
 impl World {
+    /// Whether the process that sends a VM's memory is still the one that began.
+    fn source_is_there(&self, host: &str, uid: &str, pid: u64) -> bool {
+        let there = |m: &super::model::Machine| m.qemus.get(uid).is_some_and(|q| q.pid == pid);
+        self.machines.get(host).is_some_and(there)
+    }
+
     /// `virsh destroy` on a host.
     pub fn virsh_destroy(&mut self, host: &str, vm: &str) {
         for uid in self.domains_of(host, vm) {
@@ -51,7 +60,7 @@ pub(crate) fn migrate(sim: &Arc<Sim>, from: &str, to: &str, vm: &str, unlocked: 
 }
 
 async fn one_move(sim: &Arc<Sim>, from: &str, to: &str, uid: &str, unlocked: bool) {
-    let (vm, copy_ms) = {
+    let (vm, pid, copy_ms) = {
         let mut w = sim.lock();
         let Some(q) = w.machines.get_mut(from).and_then(|m| m.qemus.get_mut(uid)) else { return };
         if q.state != QemuState::Running || q.moving_to.is_some() {
@@ -84,9 +93,17 @@ async fn one_move(sim: &Arc<Sim>, from: &str, to: &str, uid: &str, unlocked: boo
             m.qemus.insert(uid.to_owned(), incoming);
         }
         let copy_ms = w.profile(&copy.vm).migrate_ms;
-        (copy.vm, copy_ms)
+        (copy.vm, copy.pid, copy_ms)
     };
-    sim.wait(copy_ms).await;
+    let mut left = copy_ms;
+    while left > 0 && sim.lock().source_is_there(from, uid, pid) {
+        let step = left.min(STREAM_LOOK);
+        sim.wait(step).await;
+        left -= step;
+    }
+    while sim.lock().source_is_there(from, uid, pid) && !sim.lock().disks_are_quiet(from, uid, to) {
+        sim.wait(STREAM_LOOK).await;
+    }
     let moved = {
         let mut w = sim.lock();
         let ready = |host: &str, state| {
@@ -96,7 +113,8 @@ async fn one_move(sim: &Arc<Sim>, from: &str, to: &str, uid: &str, unlocked: boo
                     && m.qemus.get(uid).is_some_and(|q| q.state == state)
             })
         };
-        ready(from, QemuState::Running)
+        w.source_is_there(from, uid, pid)
+            && ready(from, QemuState::Running)
             && ready(to, QemuState::Incoming)
             && w.switch_over(from, uid, to, false).is_ok()
     };

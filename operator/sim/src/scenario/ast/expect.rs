@@ -26,25 +26,29 @@ pub enum Condition {
     All(Vec<Condition>),
 }
 
-/// A number, or a range of them, both ends included.
+/// A range of numbers, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count {
+pub struct Range {
     /// At least.
     pub min: u64,
     /// At most.
     pub max: Option<u64>,
 }
 
+/// A number, a range of them, or alternatives of both; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count(pub Vec<Range>);
+
 impl Count {
     /// Exactly `n`.
     #[must_use]
     pub fn exactly(n: u64) -> Self {
-        Self { min: n, max: Some(n) }
+        Self(vec![Range { min: n, max: Some(n) }])
     }
     /// Whether `n` is in it.
     #[must_use]
     pub fn contains(&self, n: u64) -> bool {
-        n >= self.min && self.max.is_none_or(|max| n <= max)
+        self.0.iter().any(|r| n >= r.min && r.max.is_none_or(|max| n <= max))
     }
 }
 

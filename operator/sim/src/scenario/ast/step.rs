@@ -48,7 +48,7 @@ pub enum Times {
 }
 
 /// Whose requests an API fault meets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ApiClient {
     /// The agent of a host.
     Host(Name),

@@ -190,7 +190,7 @@ fn vm_holds(c: &VmCondition, vm: &str, view: &dyn View) -> bool {
         hosts.iter().any(|h| others.contains(h))
     };
     running.is_none_or(|r| r != hosts.is_empty())
-        && copies.is_none_or(|n| n.contains(hosts.len() as u64))
+        && copies.as_ref().is_none_or(|n| n.contains(hosts.len() as u64))
         && (host.is_empty() || hosts.iter().any(|h| host.contains(h)))
         && !hosts.iter().any(|h| not_on.contains(h))
         && (with.is_empty() || runs_with_all(&hosts, with, view))
@@ -230,8 +230,8 @@ fn host_holds(c: &HostCondition, host: &str, view: &dyn View) -> bool {
         && (proof.is_empty() || view.host_proof(host).is_some_and(|p| proof.contains(&p)))
         && armed.is_none_or(|a| a == view.host_armed(host))
         && (agent.is_empty() || agent.contains(&agent_is()))
-        && vms.is_none_or(|n| n.contains(view.host_vms(host).len() as u64))
-        && memory_mib.is_none_or(|n| n.contains(view.host_memory_mib(host)))
+        && vms.as_ref().is_none_or(|n| n.contains(view.host_vms(host).len() as u64))
+        && memory_mib.as_ref().is_none_or(|n| n.contains(view.host_memory_mib(host)))
         && object_holds(object, &ObjectRef::host(host), view)
 }
 

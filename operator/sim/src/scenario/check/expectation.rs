@@ -271,7 +271,7 @@ impl Watch {
             }
             State::Never(_, seen) | State::Always(_, seen) => seen.clone(),
             State::Count(wanted, n) => {
-                let fits = wanted.count.map_or(*n > 0, |count| count.contains(*n));
+                let fits = wanted.count.as_ref().map_or(*n > 0, |count| count.contains(*n));
                 (!fits).then(|| format!("it happened {n} times"))
             }
             State::Order(list) => order(list, view),

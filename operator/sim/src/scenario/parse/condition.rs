@@ -195,13 +195,13 @@ fn vm(f: &mut Fields<'_>) -> Option<VmCondition> {
     let before = f.cx.problem_count();
     let read = VmCondition {
         vms: f.some_names("vm", NameKind::Vm).unwrap_or_default(),
-        running: f.bool("running"),
+        running: f.either("running"),
         copies: f.read("copies", |cx, n, w| cx.count(n, w)),
         host: f.names_or_none("host", NameKind::Host),
         not_on: f.names_or_none("notOn", NameKind::Host),
         with: f.names_or_none("with", NameKind::Vm),
         not_with: f.names_or_none("notWith", NameKind::Vm),
-        migrating: f.bool("migrating"),
+        migrating: f.either("migrating"),
         lock_holder: f
             .read("lockHolder", |cx, n, w| Some(cx.one_or_many(n, |cx, n| lock_holder(cx, n, w))))
             .unwrap_or_default(),
@@ -228,11 +228,11 @@ fn host(f: &mut Fields<'_>) -> Option<HostCondition> {
     let before = f.cx.problem_count();
     let read = HostCondition {
         hosts: f.some_names("host", NameKind::Host).unwrap_or_default(),
-        powered: f.bool("powered"),
+        powered: f.either("powered"),
         state: f.words("state"),
-        fenced: f.bool("fenced"),
+        fenced: f.either("fenced"),
         proof: f.words("proof"),
-        armed: f.bool("armed"),
+        armed: f.either("armed"),
         agent: f.words("agent"),
         vms: f.read("vms", |cx, n, w| cx.count(n, w)),
         memory_mib: f.read("memoryMiB", |cx, n, w| cx.count(n, w)),
@@ -256,7 +256,7 @@ fn says_nothing(f: &Fields<'_>, of: &str, problems_before: usize) {
 }
 
 fn object_fields(f: &mut Fields<'_>) -> ObjectFields {
-    let exists = f.bool("exists");
+    let exists = f.either("exists");
     let types = strings(f, "condition");
     let status = f
         .read("status", |cx, n, w| Some(cx.one_or_many(n, |cx, n| status(cx, n, w))))

@@ -20,6 +20,7 @@ pub(crate) fn many(cx: &Cx, node: &Node, what: &str) -> Vec<Manifest> {
 
 fn one(cx: &Cx, node: &Node, what: &str, found: &mut Vec<Manifest>) {
     match &node.kind {
+        Kind::Map(_) if is_list(node) => found.extend(items(cx, node, what)),
         Kind::Map(_) => found.extend(object(cx, node, what)),
         Kind::Scalar { text, .. } if text.contains('\n') => {
             inner(cx, text, node.line, what, found);
@@ -52,13 +53,50 @@ fn inner(cx: &Cx, text: &str, line: u32, what: &str, found: &mut Vec<Manifest>) 
     for mut root in roots {
         let own = root.line;
         root.line = line;
-        found.extend(object(cx, &root, &format!("{what}, its line {own}")));
+        one(cx, &root, &format!("{what}, its line {own}"), found);
     }
 }
 
 /// Whether a mapping is an object of the API rather than shorthand.
 pub(crate) fn is_object(node: &Node) -> bool {
     node.get("apiVersion").is_some() || node.get("metadata").is_some()
+}
+
+/// Whether an object is what `kubectl get` exports of several.
+fn is_list(node: &Node) -> bool {
+    let kind = node.get("kind").and_then(Node::text);
+    kind.is_some_and(|k| k.ends_with("List")) && node.get("items").is_some()
+}
+
+fn items(cx: &Cx, node: &Node, what: &str) -> Vec<Manifest> {
+    match node.get("items").map(|items| &items.kind) {
+        Some(Kind::Seq(items)) => items.iter().filter_map(|i| object(cx, i, what)).collect(),
+        _ => {
+            cx.expected(node, what, "a list with `items: [...]`");
+            Vec::new()
+        }
+    }
+}
+
+/// What a server writes into an object, and refuses in one that is to be created.
+const OF_THE_SERVER: [&str; 8] = [
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "managedFields",
+    "selfLink",
+    "ownerReferences",
+];
+
+/// Leaves of an exported object what its user wrote.
+fn forget_the_server(object: &mut serde_json::Value) {
+    let Some(fields) = object.as_object_mut() else { return };
+    fields.remove("status");
+    if let Some(metadata) = fields.get_mut("metadata").and_then(|m| m.as_object_mut()) {
+        metadata.retain(|key, _| !OF_THE_SERVER.contains(&key.as_str()));
+    }
 }
 
 /// One object; lists (`kind: List`) are not.
@@ -89,6 +127,7 @@ pub(crate) fn object(cx: &Cx, node: &Node, what: &str) -> Option<Manifest> {
     {
         *slot = serde_json::Value::String(name.to_owned());
     }
+    forget_the_server(&mut object);
     Some(Manifest { object, line: manifest.line })
 }
 

@@ -69,7 +69,7 @@ const MAX_HOSTS: u64 = 2_000;
 
 fn document(cx: &Cx, root: &Node, fallback_name: String) -> Option<Scenario> {
     let mut f = Fields::of(cx, root, "a scenario")?;
-    let name = f.string("name").unwrap_or(fallback_name);
+    let name = f.read("name", |cx, n, w| cx.scalar(n, w)).unwrap_or(fallback_name);
     let about = f.string("about");
 
     let defaults = f

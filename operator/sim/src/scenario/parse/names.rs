@@ -124,6 +124,15 @@ fn declare<'a>(cx: &Cx, scenario: &'a Scenario) -> Declared<'a> {
             twice(device.line.0, "fence device", &device.name);
         }
     }
+    // Without a list of devices each host has those that it names.
+    let listed = |m: &Manifest| m.kind() == "FenceDevice";
+    if scenario.fence_devices.is_empty() && !scenario.manifests.iter().any(listed) {
+        for host in &scenario.hosts {
+            if let Fencing::Levels(levels) = host.fields.fencing() {
+                d.devices.extend(levels.into_iter().flatten());
+            }
+        }
+    }
     for storage in &scenario.storage {
         if !d.storages.insert(&storage.name) {
             twice(storage.line.0, "storage", &storage.name);

@@ -32,7 +32,13 @@ pub(crate) fn field(
         cx.problem(key.line, format!("{what}: {text}"));
         return None;
     }
-    let json = value.to_json();
+    let mut json = value.to_json();
+    // A proof that stands alone needs no list of its own.
+    if key.text == "acceptedProofs" {
+        for proof in json.as_array_mut().into_iter().flatten().filter(|p| p.is_string()) {
+            *proof = serde_json::Value::Array(vec![proof.take()]);
+        }
+    }
     let mut alone = serde_json::Map::new();
     alone.insert(key.text.clone(), json.clone());
     match serde_json::from_value::<AvailabilityPolicySpec>(alone.into()) {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::super::ast::{Count, Line, Millis, Name, Time, Times};
+use super::super::ast::{Count, Line, Millis, Name, Range, Time, Times};
 use super::super::node::{Key, Kind, Node};
 use super::super::problem::{Problem, unknown};
 use super::super::words::Word;
@@ -216,8 +216,16 @@ impl Cx {
         word
     }
 
-    /// A number or `{min, max}`.
+    /// A number, `{min, max}`, or a list of such alternatives.
     pub fn count(&self, node: &Node, what: &str) -> Option<Count> {
+        let ranges = self.one_or_many(node, |cx, n| cx.range(n, what));
+        if ranges.is_empty() && matches!(&node.kind, Kind::Seq(items) if items.is_empty()) {
+            self.expected(node, what, "a whole number, {min, max} or a list of them");
+        }
+        (!ranges.is_empty()).then_some(Count(ranges))
+    }
+
+    fn range(&self, node: &Node, what: &str) -> Option<Range> {
         match &node.kind {
             Kind::Map(_) => {
                 let mut f = Fields::of(self, node, what)?;
@@ -233,17 +241,24 @@ impl Cx {
                         self.problem(node.line, format!("{what}: `min` is above `max`"));
                         None
                     }
-                    (min, max) => Some(Count { min: min.unwrap_or(0), max }),
+                    (min, max) => Some(Range { min: min.unwrap_or(0), max }),
                 }
             }
             Kind::Scalar { text, plain: true } if text.parse::<u64>().is_ok() => {
-                text.parse().ok().map(Count::exactly)
+                text.parse().ok().map(|n| Range { min: n, max: Some(n) })
             }
             Kind::Scalar { .. } | Kind::Seq(_) => {
                 self.expected(node, what, "a whole number or {min, max}");
                 None
             }
         }
+    }
+
+    /// True, false, or a list of alternatives; both of them say nothing.
+    pub fn either(&self, node: &Node, what: &str) -> Option<bool> {
+        let all = self.one_or_many(node, |cx, n| cx.bool(n, what));
+        let first = all.first().copied()?;
+        all.iter().all(|b| *b == first).then_some(first)
     }
 
     /// A number of times, or `always`.
@@ -373,6 +388,11 @@ impl<'a> Fields<'a> {
     }
     pub fn bool(&mut self, key: &'static str) -> Option<bool> {
         self.read(key, |cx, n, w| cx.bool(n, w))
+    }
+
+    /// A boolean of a condition: lists are alternatives.
+    pub fn either(&mut self, key: &'static str) -> Option<bool> {
+        self.read(key, |cx, n, w| cx.either(n, w))
     }
     pub fn whole(&mut self, key: &'static str, min: u64, max: u64) -> Option<u64> {
         self.read(key, |cx, n, w| cx.whole(n, w, min, max))

@@ -1,12 +1,14 @@
 //! Hosts, VMs, devices, storages and rules in shorthand.
 
+use serde_json::Value;
+
 use super::super::ast::{
     FenceDeviceSetup, Fencing, HostFields, HostSetup, Line, Load, Name, Rule, StorageSetup,
     VmFields, VmSetup,
 };
 use super::super::node::{Kind, Node};
 use super::super::problem::unknown;
-use super::super::words::StorageKind;
+use super::super::words::{HostMode, StorageKind, Word as _};
 use super::names::NameKind;
 use super::read::{Cx, Fields};
 use super::{manifest, rule_kind};
@@ -24,9 +26,17 @@ pub(crate) fn host(cx: &Cx, node: &Node, defaults: &HostFields) -> Option<HostSe
     }
     if manifest::is_object(node) {
         let m = manifest::of_kind(cx, node, "a host", "Host")?;
+        let spec = &m.object["spec"];
+        let mode = spec["mode"].as_str().and_then(HostMode::from_word);
+        let devices = |level: &Value| {
+            let names = level["devices"].as_array().into_iter().flatten();
+            names.filter_map(|n| n.as_str().map(str::to_owned)).collect()
+        };
+        let levels = spec["fencing"].as_array();
+        let fencing = levels.map(|l| Fencing::Levels(l.iter().map(devices).collect()));
         return Some(HostSetup {
             name: m.name().to_owned(),
-            fields: defaults.clone(),
+            fields: HostFields { mode, fencing, ..HostFields::default() }.or(defaults),
             manifest: Some(m.object),
             line: m.line,
         });
@@ -133,8 +143,11 @@ pub(crate) fn fence_device(cx: &Cx, node: &Node) -> Option<FenceDeviceSetup> {
 pub(crate) fn storage(cx: &Cx, node: &Node) -> Option<StorageSetup> {
     if manifest::is_object(node) {
         let m = manifest::of_kind(cx, node, "a storage", "SharedStorage")?;
+        let kind = StorageKind::declared(&m.object);
         return Some(StorageSetup {
             name: m.name().to_owned(),
+            kind,
+            lock_manager: kind.usual_lock(),
             manifest: Some(m.object),
             line: m.line,
             ..StorageSetup::standard()

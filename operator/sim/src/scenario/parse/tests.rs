@@ -297,7 +297,11 @@ const MALFORMED: &[(&str, u32, &[&str])] = &[
     ("hosts:\n  - {name: h1, cpus: 4}", 2, &["unknown field `cpus`", "`cpu`"]),
     ("hosts:\n  - {name: h1, memoryMiB: 4Gi}", 2, &["`memoryMiB`", "whole number", "`4Gi`"]),
     ("hosts:\n  - {name: h1, fencing: ipmi}", 2, &["unknown word `ipmi`", "bmc, self, none"]),
-    ("hosts:\n  - {name: h1, fencing: [[pdu]]}", 2, &["no fence device `pdu`"]),
+    (
+        "fenceDevices: [{name: pdus, plugs: {h1: '1'}}]\nhosts:\n  - {name: h1, fencing: [[pdu]]}",
+        3,
+        &["no fence device `pdu`", "`pdus`"],
+    ),
     ("hosts:\n  - {name: h1, powered: maybe}", 2, &["`powered`", "true or false", "`maybe`"]),
     ("hosts:\n  - {name: h1, mode: Drained}", 2, &["unknown word `Drained`", "Maintenance"]),
     ("hosts:\n  - {name: h1, watchdog: rest}", 2, &["unknown word `rest`", "`reset`"]),

@@ -2,7 +2,7 @@
 
 use super::super::ast::{
     Condition, Count, EventCondition, EventKind, Form, HostCondition, Name, ObjectFields,
-    RanPattern, VmCondition, Window,
+    RanPattern, Range, VmCondition, Window,
 };
 use super::super::words::{ConditionStatus, Word as _};
 use super::time;
@@ -118,12 +118,19 @@ fn event(m: &mut Map, e: &EventCondition) {
 }
 
 fn count(count: &Count) -> Yaml {
-    if count.max == Some(count.min) {
-        return Yaml::number(&count.min);
+    match count.0.as_slice() {
+        [one] => range(one),
+        many => Yaml::Seq(many.iter().map(range).collect()),
+    }
+}
+
+fn range(range: &Range) -> Yaml {
+    if range.max == Some(range.min) {
+        return Yaml::number(&range.min);
     }
     let mut m = Map::default();
-    m.put("min", Yaml::number(&count.min));
-    m.some("max", &count.max, Yaml::number);
+    m.put("min", Yaml::number(&range.min));
+    m.some("max", &range.max, Yaml::number);
     m.done()
 }
 

@@ -16,10 +16,11 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use super::ast::{HostFields, Name, Rule, Scenario, VmFields};
+use super::ast::{ApiClient, HostFields, Name, Rule, Scenario, VmFields};
 use super::check::{Evaluator, Failure};
 use super::observe::SimEvent;
 use super::output::Verdict;
+use super::words::ApiIs;
 use crate::kube::{FaultId, Write};
 use crate::oracle::Rule as Invariant;
 use crate::runner::{Cluster, ClusterError};
@@ -67,7 +68,9 @@ struct Stage {
     vms: BTreeMap<Name, VmFields>,
     hosts: BTreeMap<Name, HostFields>,
     orders: Orders,
-    api_faults: BTreeMap<String, Vec<FaultId>>,
+    api_faults: BTreeMap<ApiClient, FaultId>,
+    /// What the API is for hosts that are added later.
+    api_for_new_hosts: ApiIs,
 }
 
 /// Runs `scenario` with `seed`. Call it inside a paused runtime of one thread of its own.
@@ -88,6 +91,7 @@ pub async fn run(
         hosts: BTreeMap::new(),
         orders: Orders::default(),
         api_faults: BTreeMap::new(),
+        api_for_new_hosts: ApiIs::Up,
         scenario: scenario.clone(),
     };
     for vm in &scenario.vms {

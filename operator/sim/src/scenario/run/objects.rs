@@ -92,8 +92,11 @@ pub(super) fn bmc(host: &str) -> FenceDeviceSetup {
     }
 }
 
-/// The SharedStorage of a shorthand and the LockManager on it.
-pub(super) fn storage(setup: &StorageSetup) -> Vec<Value> {
+/// The SharedStorage of a shorthand.
+pub(super) fn storage(setup: &StorageSetup) -> Value {
+    if let Some(manifest) = &setup.manifest {
+        return manifest.clone();
+    }
     let name = setup.name.as_str();
     let mut spec = match setup.kind {
         StorageKind::Nfs => {
@@ -108,16 +111,18 @@ pub(super) fn storage(setup: &StorageSetup) -> Vec<Value> {
     if let Some(hosts) = &setup.hosts {
         spec["hosts"] = json!(hosts);
     }
-    let mut objects =
-        vec![setup.manifest.clone().unwrap_or_else(|| object("SharedStorage", name, None, spec))];
+    object("SharedStorage", name, None, spec)
+}
+
+/// The LockManager of the VMs on a storage, if they have one.
+pub(super) fn lock_manager(setup: &StorageSetup) -> Option<Value> {
     let kind = match setup.lock_manager {
         LockManagerKind::Virtlockd => "virtlockd",
         LockManagerKind::Sanlock => "sanlock",
-        LockManagerKind::None => return objects,
+        LockManagerKind::None => return None,
     };
-    let locks = json!({"kind": kind, "storage": name});
-    objects.push(object("LockManager", &format!("locks-{name}"), None, locks));
-    objects
+    let locks = json!({"kind": kind, "storage": setup.name});
+    Some(object("LockManager", &format!("locks-{}", setup.name), None, locks))
 }
 
 /// The policy. Where a host resets itself, elapsed time is accepted unless the file says what is.

@@ -1,6 +1,6 @@
 //! What becomes of a user's orders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -25,8 +25,8 @@ pub(super) enum Wish {
     Confirm(Vec<Name>),
     /// These VMs are the copies that run on this host; the request.
     Adopt(Vec<Name>, Name, String),
-    /// This request of these VMs is handled, and they run.
-    Request(Vec<Name>, String),
+    /// This request of these VMs is handled, and they run; those of them that ran when it was made.
+    Request(Vec<Name>, String, BTreeSet<Name>),
 }
 
 type Said = (Outcome, String);
@@ -66,8 +66,13 @@ impl Orders {
     /// What is new since it was last asked: the step, its outcome, and more for people.
     pub(super) fn look(&mut self, cluster: &Cluster) -> Vec<(usize, Outcome, String)> {
         for order in &mut self.followed {
-            // What has succeeded stays so, whatever comes after it.
-            if matches!(order.last, Some((Outcome::Succeeded, _))) {
+            // What has succeeded stays so, whatever comes after it; so does a request that came to
+            // nothing: a later one takes its place in the VM's status.
+            let last = order.last.as_ref().map(|(outcome, _)| *outcome);
+            let in_vain = matches!(last, Some(Outcome::Refused | Outcome::Aborted));
+            if last == Some(Outcome::Succeeded)
+                || (in_vain && matches!(order.wish, Wish::Request(..)))
+            {
                 continue;
             }
             let said = order.look(cluster);
@@ -171,9 +176,13 @@ impl Order {
                     _ => (Outcome::Pending, text),
                 }
             }),
-            Wish::Request(vms, id) => all(vms, |vm| {
+            Wish::Request(vms, id, ran) => all(vms, |vm| {
                 let text = ready(cluster, "VirtualMachine", vm);
                 match word(cluster, vm).as_str() {
+                    "Stopped" if handled(cluster, vm, id) && ran.contains(vm) => {
+                        (Outcome::Aborted, text)
+                    }
+                    "Stopped" if handled(cluster, vm, id) => (Outcome::Refused, text),
                     "Running" if handled(cluster, vm, id) => {
                         (Outcome::Succeeded, format!("{vm} runs"))
                     }

@@ -29,23 +29,46 @@ const LOOK: Duration = Duration::from_millis(250);
 impl Stage {
     /// Applies an object as a user, at once.
     pub(super) fn apply(&self, object: &Value) -> Result<(), ClusterError> {
-        self.make_disks(object);
+        self.provide(object);
         self.cluster.apply(object)
     }
 
-    /// The files that a VM's object calls existing exist.
-    pub(super) fn make_disks(&self, object: &Value) {
-        if object["kind"].as_str() != Some("VirtualMachine") {
-            return;
+    /// What an object takes for granted is there: the storage behind a SharedStorage, and the
+    /// files that a VirtualMachine calls existing.
+    pub(super) fn provide(&self, object: &Value) {
+        match object["kind"].as_str() {
+            Some("SharedStorage") => self.make_store(object),
+            Some("VirtualMachine") => self.make_disks(object),
+            _ => {}
         }
+    }
+
+    fn make_store(&self, object: &Value) {
+        let (name, spec) = (object["metadata"]["name"].as_str(), &object["spec"]);
+        let (Some(name), Some(mount)) = (name, spec["mountPath"].as_str()) else { return };
+        let kind = match StorageKind::declared(object) {
+            StorageKind::Nfs => CrdStorageKind::NFS,
+            StorageKind::Ocfs2 => CrdStorageKind::OCFS2,
+            StorageKind::SharedDirectory => CrdStorageKind::SharedDirectory,
+        };
+        self.cluster.build_storage(name, kind, mount.trim_end_matches('/'));
+    }
+
+    fn make_disks(&self, object: &Value) {
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
         for disk in object["spec"]["disks"].as_array().into_iter().flatten() {
             let storage = disk["storage"].as_str().unwrap_or_default();
             if let Some(path) = disk["existing"]["path"].as_str() {
-                let whole = format!("{}/{namespace}/{path}", mount_path(storage));
+                let whole = format!("{}/{namespace}/{path}", self.mount_of(storage));
                 self.cluster.sim.lock().make_disk(storage, &whole);
             }
         }
+    }
+
+    /// Where hosts see a storage.
+    pub(super) fn mount_of(&self, storage: &str) -> String {
+        let world = self.cluster.sim.lock();
+        world.stores.get(storage).map_or_else(|| mount_path(storage), |s| s.mount.clone())
     }
 
     /// What a VM's guest does, by its shorthand.
@@ -82,12 +105,17 @@ impl Stage {
         for device in levels.iter().flatten() {
             self.build_device_of(&setup.name, device, &levels)?;
         }
-        let mut declared = HostFields { fencing: Some(fencing), ..fields.clone() };
-        // Whatever is to be there at second 0 has to come first.
-        declared.mode = Some(HostMode::Active);
-        let object =
+        let declared = HostFields { fencing: Some(fencing), ..fields.clone() };
+        let mut object =
             setup.manifest.clone().unwrap_or_else(|| objects::host(&setup.name, &declared));
+        // Whatever is to be there at second 0 has to come first.
+        object["spec"]["mode"] = HostMode::Active.word().into();
         self.cluster.apply(&object)?;
+        // Declared anew it is the machine that it was.
+        if self.cluster.sim.lock().machines.contains_key(&setup.name) {
+            self.hosts.insert(setup.name.clone(), fields.clone());
+            return Ok(());
+        }
         self.cluster.sim.lock().build(Build {
             name: setup.name.clone(),
             cpu: i32::try_from(fields.cpu()).unwrap_or(i32::MAX),
@@ -166,14 +194,12 @@ impl Stage {
         let paused = automation.is_some_and(|value| value == "Paused");
         self.cluster.apply(&policy)?;
         for storage in &scenario.storage {
-            let kind = match storage.kind {
-                StorageKind::Nfs => CrdStorageKind::NFS,
-                StorageKind::Ocfs2 => CrdStorageKind::OCFS2,
-                StorageKind::SharedDirectory => CrdStorageKind::SharedDirectory,
-            };
-            self.cluster.build_storage(&storage.name, kind);
-            for object in objects::storage(storage) {
-                self.cluster.apply(&object)?;
+            let declared = scenario.manifests.iter().any(|m| {
+                m.kind() == "LockManager" && m.object["spec"]["storage"] == storage.name.as_str()
+            });
+            self.apply(&objects::storage(storage))?;
+            if !declared && let Some(locks) = objects::lock_manager(storage) {
+                self.apply(&locks)?;
             }
         }
         for device in &scenario.fence_devices {
@@ -181,7 +207,7 @@ impl Stage {
         }
         let machines = |m: &&super::super::ast::Manifest| m.kind() == "VirtualMachine";
         for manifest in scenario.manifests.iter().filter(|m| !machines(m)) {
-            self.cluster.apply(&manifest.object)?;
+            self.apply(&manifest.object)?;
         }
         for host in &scenario.hosts {
             self.build_host(host)?;

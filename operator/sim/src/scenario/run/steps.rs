@@ -17,7 +17,7 @@ use super::super::words::{
 use super::orders::Wish;
 use super::{Stage, objects, setup};
 use crate::kube::{Fault, Refusal, Scope};
-use crate::world::model::{self, DeviceMode, Net, StorageMode};
+use crate::world::model::{self, DeviceMode, Net, StorageMode, Store};
 use crate::world::power::Which;
 use crate::world::virsh;
 
@@ -67,7 +67,7 @@ impl Stage {
                 processes(*process).iter().for_each(|p| w.crash_process(h, *p, *down));
             }),
             Verb::RestartAgent { hosts, down, process } => self.world(hosts, |w, h| {
-                processes(*process).iter().for_each(|p| w.crash_process(h, *p, *down));
+                processes(*process).iter().for_each(|p| w.restart_process(h, *p, *down));
             }),
             Verb::PauseAgent { hosts, duration, process } => self.world(hosts, |w, h| {
                 processes(*process).iter().for_each(|p| w.pause_for(h, *p, *duration));
@@ -129,7 +129,9 @@ impl Stage {
                     StorageIs::Slow => StorageMode::Slow,
                     StorageIs::ReadOnly => StorageMode::ReadOnly,
                 };
-                if let Some(store) = self.cluster.sim.lock().stores.get_mut(name) {
+                let mut world = self.cluster.sim.lock();
+                let named = |s: &&mut Store| name.is_empty() || s.name == *name;
+                for store in world.stores.values_mut().filter(named) {
                     if only.is_empty() {
                         store.mode = mode;
                         store.mode_for.clear();
@@ -153,7 +155,7 @@ impl Stage {
             Verb::Controller { is } => self.controller(*is),
             Verb::Apply { manifests } => {
                 for manifest in manifests {
-                    self.make_disks(&manifest.object);
+                    self.provide(&manifest.object);
                     said(self.user().apply(&manifest.object))?;
                 }
             }
@@ -273,17 +275,21 @@ impl Stage {
                 return Ok(Some(Wish::Adopt(vms.clone(), host.clone(), id)));
             }
             Verb::RestartVm { vms } => {
-                let id = format!("restart/{index}");
-                self.request(vms, &id)?;
-                return Ok(Some(Wish::Request(vms.clone(), id)));
+                return self.ask_running(vms, format!("restart/{index}"));
             }
             Verb::ResetVm { vms } => {
-                let id = format!("reset/{index}");
-                self.request(vms, &id)?;
-                return Ok(Some(Wish::Request(vms.clone(), id)));
+                return self.ask_running(vms, format!("reset/{index}"));
             }
         }
         Ok(None)
+    }
+
+    /// A request that makes sense of running VMs alone.
+    fn ask_running(&self, vms: &[Name], id: String) -> Result<Option<Wish>, String> {
+        let runs = |vm: &&Name| !self.cluster.running(vm).is_empty();
+        let ran = vms.iter().filter(runs).cloned().collect();
+        self.request(vms, &id)?;
+        Ok(Some(Wish::Request(vms.to_vec(), id, ran)))
     }
 
     fn user(&self) -> crate::kube::Admin {
@@ -441,9 +447,10 @@ impl Stage {
             };
             let foreign = *owner == LockOwner::Foreign;
             for disk in &object.spec.disks {
-                let path = disk.existing.as_ref().map(|e| {
-                    format!("{}/default/{}", crate::runner::mount_path(&disk.storage), e.path)
-                });
+                let path = disk
+                    .existing
+                    .as_ref()
+                    .map(|e| format!("{}/default/{}", self.mount_of(&disk.storage), e.path));
                 if let Some(path) = path {
                     self.cluster.sim.lock().stale_lock(&path, &uid, &client, foreign);
                 }
@@ -451,47 +458,42 @@ impl Stage {
         }
     }
 
+    /// What the API is for clients, each by itself: a later word for some leaves the others alone.
     fn api(&mut self, is: ApiIs, only: &[ApiClient]) {
-        let faults = self.cluster.api.faults();
-        let scopes: Vec<(String, Vec<Scope>)> = if only.is_empty() {
-            let all = vec![Scope::Prefix("host/".into()), Scope::Prefix("controller/".into())];
-            for (_, ids) in std::mem::take(&mut self.api_faults) {
-                ids.into_iter().for_each(|id| faults.clear(id));
-            }
-            vec![("all".to_owned(), all)]
+        let clients = if only.is_empty() {
+            self.api_for_new_hosts = is;
+            let hosts = self.all_hosts().into_iter().map(ApiClient::Host);
+            hosts.chain([ApiClient::Controller]).collect()
         } else {
-            let scope = |client: &ApiClient| match client {
-                ApiClient::Host(host) => {
-                    let name = format!("host/{host}");
-                    (name.clone(), vec![Scope::Only(vec![name])])
-                }
-                ApiClient::Controller => {
-                    ("controller".to_owned(), vec![Scope::Prefix("controller/".into())])
-                }
-            };
-            only.iter().map(scope).collect()
+            only.to_vec()
         };
-        let seconds = |a: u64, b: u64| (Duration::from_millis(a), Duration::from_millis(b));
+        for client in clients {
+            self.api_for(&client, is);
+        }
+    }
+
+    fn api_for(&mut self, client: &ApiClient, is: ApiIs) {
+        let scope = match client {
+            ApiClient::Host(host) => Scope::Only(vec![format!("host/{host}")]),
+            ApiClient::Controller => Scope::Prefix("controller/".to_owned()),
+        };
         let fault = match is {
             ApiIs::Up => None,
             ApiIs::Down => Some(Fault::Down),
+            // There and back within what counts as fresh: slow is no outage.
             ApiIs::Slow => {
-                // There and back within what counts as fresh: slow is no outage.
-                let (low, high) = seconds(200, 1_500);
-                Some(Fault::Slow(low, high))
+                Some(Fault::Slow(Duration::from_millis(200), Duration::from_millis(1_500)))
             }
             ApiIs::Stale => Some(Fault::Stale(Duration::from_secs(30))),
             ApiIs::Errors => Some(Fault::Errors(0.5)),
             ApiIs::ReplyLost => Some(Fault::ReplyLost(0.5)),
         };
-        for (key, scopes) in scopes {
-            for id in self.api_faults.remove(&key).unwrap_or_default() {
-                faults.clear(id);
-            }
-            if let Some(fault) = &fault {
-                let inject = |scope: Scope| faults.inject(scope, fault.clone());
-                self.api_faults.insert(key, scopes.into_iter().map(inject).collect());
-            }
+        let faults = self.cluster.api.faults();
+        if let Some(id) = self.api_faults.remove(client) {
+            faults.clear(id);
+        }
+        if let Some(fault) = fault {
+            self.api_faults.insert(client.clone(), faults.inject(scope, fault));
         }
     }
 
@@ -518,7 +520,7 @@ impl Stage {
         self.remember(&vm.name, &vm.fields);
         self.profile(&vm.name);
         let mut object = self.vm_object(vm);
-        self.make_disks(&object);
+        self.provide(&object);
         let Some(host) = &vm.host else { return said(self.user().create(&object)) };
         if vm.fields.run() == Run::Halted {
             return said(self.user().create(&object));
@@ -541,6 +543,7 @@ impl Stage {
 
     fn add_host(&mut self, host: &HostSetup) -> Answer {
         self.build_host(host).map_err(|e| e.to_string())?;
+        self.api_for(&ApiClient::Host(host.name.clone()), self.api_for_new_hosts);
         if host.fields.powered() {
             self.cluster.sim.lock().switch_on(&host.name);
         }
@@ -629,6 +632,34 @@ impl Stage {
         Ok(())
     }
 
+    /// Uid of a host and the boot that it was last seen in. Of one that is not declared any more its
+    /// certificate, or a VM that is placed there, still says so.
+    fn last_boot(&self, host: &str) -> Result<(String, String), String> {
+        let admin = self.user();
+        let of = |value: &Value, uid: &str| {
+            let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+            (text(uid), text("bootId"))
+        };
+        if let Some(object) = admin.get("Host", None, host) {
+            let (uid, boot) = of(&object.value["status"], "hostUid");
+            if boot.is_empty() {
+                return Err(format!("{host} was never seen to boot: there is nothing to confirm"));
+            }
+            return Ok((uid, boot));
+        }
+        let fences = admin.list("HostFence", None);
+        let fence = fences.iter().rfind(|f| f.value["spec"]["host"] == host);
+        if let Some(fence) = fence {
+            return Ok(of(&fence.value["spec"], "hostUid"));
+        }
+        let vms = admin.list("VirtualMachine", None);
+        let placed = vms.iter().filter_map(|vm| vm.value["status"]["placements"].as_array());
+        let there = placed.flatten().rfind(|p| p["host"] == host);
+        there
+            .map(|placed| of(placed, "hostUid"))
+            .ok_or_else(|| format!("there is no Host {host:?}, and no VM is placed there"))
+    }
+
     /// A human's word on the certificate of the boot that a host was last seen in; its name.
     fn confirm_dead(&self, host: &str, reason: Option<&str>) -> Result<Name, String> {
         let word = json!({
@@ -636,15 +667,7 @@ impl Stage {
             "by": "user", "althoughDeviceReadsOn": true,
         });
         let admin = self.user();
-        let Some(object) = admin.get("Host", None, host) else {
-            return Err(format!("there is no Host {host:?}"));
-        };
-        let status = &object.value["status"];
-        let text = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
-        let (uid, boot_id) = (text("hostUid"), text("bootId"));
-        if boot_id.is_empty() {
-            return Err(format!("{host} was never seen to boot: there is nothing to confirm"));
-        }
+        let (uid, boot_id) = self.last_boot(host)?;
         let of = |f: &std::sync::Arc<crate::kube::Object>| {
             f.value["spec"]["host"] == host && f.value["spec"]["bootId"] == boot_id.as_str()
         };
