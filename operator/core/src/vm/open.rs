@@ -192,6 +192,10 @@ fn state_word(
             let message = format!("it left {} by somebody else's hand: {}", placed.host, r.message);
             Word::new(VmState::Blocked, false, "MovedAway", message)
         }
+        DomainState::StopFailed if r.end.is_some() => {
+            let message = format!("it ended on {} and is not released: {}", placed.host, r.message);
+            Word::new(VmState::Blocked, false, "StopFailed", message)
+        }
         DomainState::StopFailed => {
             let message = format!("it would not end on {}: {}", placed.host, r.message);
             Word::new(VmState::Blocked, false, "StopFailed", message).running()
