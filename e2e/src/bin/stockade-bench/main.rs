@@ -4,6 +4,7 @@
 mod fence;
 mod pacemaker;
 mod plan;
+mod recovery;
 mod report;
 mod scale;
 mod simspeed;
@@ -16,10 +17,11 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 6] = [
+const ROWS: [(&str, Row); 7] = [
     ("plan", plan::run),
     ("fence", fence::run),
     ("simspeed", simspeed::run),
+    ("recovery", recovery::run),
     ("scale", scale::run),
     ("start", start::start),
     ("writes", start::writes),
@@ -37,6 +39,7 @@ const HELP: &str = "usage: stockade-bench [--no-peer] [--vms=N] [row…]
 rows: plan (planning the failover of a lost host; tight packing)
       fence (off and read back, one host and forty at once)
       simspeed (how fast whole clusters are simulated)
+      recovery (simulated seconds from a host's fault to its VM's start, over 1,000 seeds)
       scale (VMs on simulated hosts against a real API server; --vms=N, 10000 if left out)
       start (20 VMs at once on local libvirt hosts; root)
       writes (API writes of a VM's life, by the audit log; root)

@@ -21,7 +21,7 @@ use stockade_crds::v1alpha1::{
 };
 
 use self::calls::{
-    Dark, calls, counts_since, dark, device, failed_rounds, levels, obeyed_in_vain,
+    Answers, answers, calls, counts_since, device, failed_rounds, levels, obeyed_in_vain,
     off_by_one_device, unread,
 };
 use self::plugs::tests;
@@ -50,7 +50,7 @@ const PATIENT_READ_MILLIS: Millis = 10_000;
 /// A device that failed for so long and reads on again may have been switched on with its host.
 const DARK_MILLIS: Millis = 60_000;
 /// How long such a host's boot is waited for before it is shot.
-const BOOT_MILLIS: Millis = 90_000;
+const BOOT_MILLIS: Millis = 70_000;
 /// A storage that has worked elsewhere for so long is not what keeps a VM from ending.
 const STORAGE_WELL_MILLIS: Millis = 15_000;
 
@@ -188,21 +188,31 @@ fn drive(
                 .unwrap_or((usize::MAX, None))
         })
         .collect();
-    // A level that obeys in vain is left to the others, if there are any.
-    let vain = |index: usize| {
-        let mut devices = levels.get(index).into_iter().flat_map(|l| &l.devices);
-        devices.any(|d| is_in_vain(world, &calls(world, facts, d, since)))
-    };
-    let Some((index, (failed, last))) = rounds
-        .iter()
-        .enumerate()
-        .filter(|(_, (n, _))| *n != usize::MAX)
-        .min_by_key(|(i, (n, _))| (vain(*i), n / ROUNDS_PER_LEVEL, *i))
-    else {
-        return;
-    };
+    // A level that is no use at present is left to the others, if there are any.
+    let devices = |index: usize| levels.get(index).into_iter().flat_map(|l| &l.devices);
+    let patient =
+        |index: usize| devices(index).any(|d| only_read(world, &calls(world, facts, d, since)));
+    let usable: Vec<usize> = (0..rounds.len()).filter(|i| rounds[*i].0 != usize::MAX).collect();
+    let best = usable.iter().min_by_key(|i| (patient(**i), rounds[**i].0 / ROUNDS_PER_LEVEL, **i));
+    let Some(&index) = best else { return };
+    let (failed, last) = rounds[index];
+    if stage == Stage::Act && failed >= ROUNDS_PER_LEVEL {
+        // Every one that failed is read, so that the first that answers is used.
+        for index in usable.iter().copied().filter(|i| patient(*i)) {
+            for name in devices(index) {
+                read_patiently(world, facts, name, since, out);
+            }
+        }
+        if patient(index) {
+            return;
+        }
+    }
+    let back = devices(index).any(|d| {
+        let calls = calls(world, facts, d, since);
+        matches!(answers(&calls, DARK_MILLIS), Answers::Again { .. })
+    });
     let cycle = Millis::try_from(failed / ROUNDS_PER_LEVEL).unwrap_or(Millis::MAX);
-    if let Some(last) = last {
+    if let Some(last) = last.filter(|_| !back) {
         let pause = RETRY_MILLIS + CYCLE_MILLIS.saturating_mul(cycle.min(20));
         if world.now < last + pause {
             out.wake(last + pause);
@@ -231,12 +241,39 @@ fn is_in_vain(world: &World, calls: &[&FenceRecord]) -> bool {
 
 /// Whether a plug is to be read for the time being, rather than cut once more.
 fn only_read(world: &World, calls: &[&FenceRecord]) -> bool {
+    let last = calls.iter().rfind(|c| c.action == FenceAction::Status);
+    // It reads off: that is what was waited for.
+    if last.is_some_and(|r| r.result == FenceResult::Off) {
+        return false;
+    }
     is_in_vain(world, calls)
-        || match dark(calls, DARK_MILLIS) {
-            Dark::No => false,
-            Dark::Still => true,
-            Dark::ReadsOnSince(at) => world.now < at + BOOT_MILLIS,
+        || match answers(calls, DARK_MILLIS) {
+            Answers::Well => false,
+            Answers::Not => true,
+            Answers::Again { since, dark } => dark && world.now < since + BOOT_MILLIS,
         }
+}
+
+/// Reads the plug of a device that is not to be ordered for the time being.
+fn read_patiently(world: &World, facts: &HostFacts, name: &str, since: Millis, out: &mut Plan) {
+    let Some((_, plug)) = device(world, name, &facts.name) else { return };
+    let calls = calls(world, facts, name, since);
+    if calls.iter().any(|c| c.finished.is_none()) {
+        return;
+    }
+    let due = calls.last().map_or(0, |c| c.finished.unwrap_or(c.started) + PATIENT_READ_MILLIS);
+    if world.now < due {
+        out.wake(due);
+        return;
+    }
+    out.intents.push(Intent::Fence {
+        host: facts.name.clone(),
+        boot_id: facts.boot.clone(),
+        device: name.to_owned(),
+        plug,
+        action: FenceAction::Status,
+        acts: false,
+    });
 }
 
 #[allow(clippy::too_many_arguments)] // One decision over one row of a table.
@@ -271,10 +308,7 @@ fn next_call(
             let after: Vec<&FenceRecord> = after_off.iter().map(|r| **r).collect();
             if answered_on || unread(off, &after) {
                 // The round failed; a new one begins, if it may.
-                let patient = stage == Stage::Act && only_read(world, calls);
-                let reads_off = last_read.is_some_and(|r| r.result == FenceResult::Off);
-                let beat = if patient { PATIENT_READ_MILLIS } else { beat };
-                if stage == Stage::Act && (!patient || reads_off) {
+                if stage == Stage::Act {
                     out.intents.push(call(FenceAction::Off));
                 } else if last_read.is_none_or(|r| world.now >= r.started + beat) {
                     out.intents.push(call(FenceAction::Status));

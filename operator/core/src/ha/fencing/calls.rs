@@ -83,33 +83,40 @@ pub(super) fn obeyed_in_vain(calls: &[&FenceRecord], rounds: usize) -> Option<Mi
     vain.last().copied().filter(|_| vain.len() >= rounds)
 }
 
-/// Whether a device was silent for long, and since when it reads on again.
+/// How a device answers at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dark {
-    /// It was not.
-    No,
-    /// It is.
-    Still,
-    /// It was, and has read on since that moment: somebody may have switched on the host, and with
-    /// it the device that died when the host did.
-    ReadsOnSince(Millis),
+pub(super) enum Answers {
+    /// Its last calls did not both fail.
+    Well,
+    /// They did.
+    Not,
+    /// They did, and it has read on since that moment. `dark`: it was without an answer for so long
+    /// that somebody may have switched it on together with its host.
+    Again { since: Millis, dark: bool },
 }
 
-/// What the last calls say of a device that failed for at least `long`.
-pub(super) fn dark(calls: &[&FenceRecord], long: Millis) -> Dark {
+/// A device that is there refuses at once; what takes longer is no answer.
+const NO_ANSWER_MILLIS: Millis = 3_000;
+
+/// What the last calls say of a device. It was dark if nothing answered for at least `long`.
+pub(super) fn answers(calls: &[&FenceRecord], long: Millis) -> Answers {
     let done: Vec<&FenceRecord> = calls.iter().copied().filter(|c| c.finished.is_some()).collect();
     let reads_on =
         |c: &&FenceRecord| c.action == FenceAction::Status && c.result == FenceResult::On;
     let failed = |c: &&FenceRecord| matches!(c.result, FenceResult::Failed(_));
+    let end = |c: &FenceRecord| c.finished.unwrap_or(c.started);
     let before_on = done.len() - done.iter().rev().take_while(|c| reads_on(c)).count();
     let (past, on) = done.split_at(before_on);
-    let mut failures = past.iter().rev().take_while(|c| failed(c));
-    let Some(last) = failures.next() else { return Dark::No };
-    let first = failures.last().unwrap_or(last);
-    if last.finished.unwrap_or(last.started) < first.started + long {
-        return Dark::No;
+    let failures: Vec<&FenceRecord> = past.iter().rev().copied().take_while(failed).collect();
+    let (Some(last), Some(first)) = (failures.first(), failures.last()) else {
+        return Answers::Well;
+    };
+    if failures.len() < 2 {
+        return Answers::Well;
     }
-    on.first().map_or(Dark::Still, |c| Dark::ReadsOnSince(c.started))
+    let silent = failures.iter().all(|c| end(c) >= c.started + NO_ANSWER_MILLIS);
+    let dark = silent && end(last) >= first.started + long;
+    on.first().map_or(Answers::Not, |c| Answers::Again { since: c.started, dark })
 }
 
 /// Failed rounds: off orders whose device did not read off afterwards.
@@ -187,19 +194,21 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_was_dark_for_long_reads_on_since_its_first_answer() {
+    fn a_device_that_gave_no_answer_for_long_was_dark_and_one_that_refused_was_not() {
         let (off, read) = (FenceAction::Off, FenceAction::Status);
-        let log = [
-            call(off, 0, failed()),
-            call(read, 20_000, failed()),
-            call(read, 60_000, failed()),
-            call(read, 70_000, FenceResult::On),
-            call(read, 80_000, FenceResult::On),
-        ];
+        let slow =
+            |action, at| FenceRecord { finished: Some(at + 10_000), ..call(action, at, failed()) };
+        let on = |at| call(read, at, FenceResult::On);
+        let log = [slow(off, 0), slow(read, 20_000), slow(read, 60_000), on(75_000), on(85_000)];
         let log: Vec<&FenceRecord> = log.iter().collect();
-        assert_eq!(dark(&log[..2], 60_000), Dark::No, "not for long");
-        assert_eq!(dark(&log[..3], 60_000), Dark::Still);
-        assert_eq!(dark(&log, 60_000), Dark::ReadsOnSince(70_000));
-        assert_eq!(dark(&log[3..], 60_000), Dark::No, "it never failed");
+        assert_eq!(answers(&log[..1], 60_000), Answers::Well, "one failure");
+        assert_eq!(answers(&log[..3], 60_000), Answers::Not);
+        let again = |dark| Answers::Again { since: 75_000, dark };
+        assert_eq!(answers(&log, 60_000), again(true));
+        assert_eq!(answers(&log, 90_000), again(false), "not for long");
+        assert_eq!(answers(&log[3..], 60_000), Answers::Well, "it never failed");
+        let refused = [call(off, 0, failed()), call(read, 60_000, failed()), on(75_000)];
+        let refused: Vec<&FenceRecord> = refused.iter().collect();
+        assert_eq!(answers(&refused, 60_000), again(false), "it was there, and refused");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use stockade_crds::names::SYSTEM_NAMESPACE;
+use stockade_crds::v1alpha1::SelfFence;
 
 use super::super::ast::{
     FenceDeviceSetup, Fencing, HostFields, Name, PolicyFields, Rule, RuleKind, Scenario,
@@ -132,6 +133,12 @@ pub(super) fn policy(scenario: &Scenario) -> Value {
     let any = scenario.hosts.iter().any(|h| resets(&h.fields)) || adds_one(scenario);
     if any && !spec.contains_key("acceptedProofs") {
         spec.insert("acceptedProofs".to_owned(), json!([["Power"], ["Elapsed"], ["Human"]]));
+    }
+    // A file that asks for slow beats says nothing of hosts that reset themselves: not for one beat.
+    let two_beats = spec.get("heartbeatSeconds").and_then(Value::as_i64).unwrap_or(0) * 2;
+    if two_beats >= i64::from(SelfFence::default().stop_seconds) && !spec.contains_key("selfFence")
+    {
+        spec.insert("selfFence".to_owned(), json!({"stopSeconds": two_beats + 1}));
     }
     object("AvailabilityPolicy", "default", None, spec.into())
 }
