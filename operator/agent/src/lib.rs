@@ -23,6 +23,7 @@ mod journal;
 mod observe;
 mod reconcile;
 mod report;
+mod shutdown;
 mod storages;
 
 use std::future::Future;

@@ -25,6 +25,7 @@ use crate::context::{Context, locked, timed};
 use crate::inventory::{is_ordered, item};
 use crate::observe::{Inspected, LockLook, Look, Seen, inspect, look};
 use crate::report::{Report, Reported, report};
+use crate::shutdown;
 
 /// News that come together make one round, in milliseconds.
 const COALESCE: u64 = 20;
@@ -42,9 +43,6 @@ const INSPECT: u64 = 10_000;
 const ALONE: u64 = 15_000;
 /// A host that has released everything waits so long for an API to tell it to, in milliseconds.
 const UNHEARD: u64 = 60_000;
-/// How long kills and the last report may take once the limit of a shutdown is over, in
-/// milliseconds.
-const LAST_WORD: u64 = 20_000;
 
 /// How long the first report may wait for the first look at everything, in milliseconds.
 const FIRST_WORD: u64 = 10_000;
@@ -459,7 +457,7 @@ impl Loop {
         let silent = now.saturating_sub(*locked(&context.renewed));
         let loss = u64::try_from(spec.api_loss_seconds).unwrap_or(0).saturating_mul(1_000);
         let held_back = self.held_back(now);
-        let limit = u64::try_from(spec.shutdown_limit_seconds).unwrap_or(0).saturating_mul(1_000);
+        let limit = shutdown::limit(spec, &locked(&context.facts));
         // Nobody orders what a clean end needs: the agent does it by itself.
         let alone = held_back.is_some_and(|ms| ms >= ALONE) && silent >= ALONE;
         let late = held_back.is_some_and(|ms| ms >= limit);
@@ -710,7 +708,9 @@ impl Loop {
             self.inventory = live.values().filter(|d| !is_ordered(o, d)).map(item).collect();
         }
         let armed = locked(&self.context.armed).clone();
+        let too_short = shutdown::problem(spec, &facts);
         let mut problems = facts.problems;
+        problems.extend(too_short);
         if o.journal.is_none() {
             problems.push("the journal can't be used: no VM is started here".into());
         }
@@ -765,8 +765,8 @@ impl Loop {
                 .as_ref()
                 .is_none_or(|s| s.released || s.state == DomainState::Pending)
         });
-        let limit = u64::try_from(spec.shutdown_limit_seconds).unwrap_or(0).saturating_mul(1_000);
-        let over = held_back >= limit.saturating_add(LAST_WORD);
+        let limit = shutdown::limit(spec, &locked(&self.context.facts));
+        let over = held_back >= limit.saturating_add(shutdown::LAST_WORD);
         let silent = now.saturating_sub(*locked(&self.context.renewed));
         let unheard = held_back >= UNHEARD && silent >= UNHEARD;
         let clean = nothing_runs(o) && (unheard || (self.said_down() && reported));

@@ -28,6 +28,8 @@ pub mod journal;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 #[cfg(feature = "real")]
+pub mod logind;
+#[cfg(feature = "real")]
 pub mod machine;
 #[cfg(feature = "real")]
 pub mod process;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -13,6 +14,7 @@ use stockade_crds::v1alpha1::{GoingDown, HypervisorKind, SelfFence};
 
 use crate::error::{HostError, HostResult};
 use crate::files::{failed, replace};
+use crate::logind::ShutdownLock;
 use crate::ports::{Clock, MachineFacts, MachinePort, WatchdogPort};
 
 /// Targets that would suspend a host: it would read off and come back with the same boot.
@@ -60,6 +62,7 @@ pub struct RealMachine {
     boot_id: String,
     /// What VMs may be given in all, if not what the machine has.
     cpus: Option<i32>,
+    shutdown: Option<Arc<ShutdownLock>>,
 }
 
 impl RealMachine {
@@ -97,7 +100,13 @@ impl RealMachine {
             );
             return Err(HostError::refused(OP, path.display().to_string(), message));
         }
-        Ok(Self { host_uid: identity.host_uid, boot_id, cpus: options.cpus })
+        Ok(Self { host_uid: identity.host_uid, boot_id, cpus: options.cpus, shutdown: None })
+    }
+
+    /// Holds shutdowns back from now on; without it the machine never says that it goes down.
+    #[must_use]
+    pub fn holding(self, shutdown: ShutdownLock) -> Self {
+        Self { shutdown: Some(Arc::new(shutdown)), ..self }
     }
 
     /// The machine's identity.
@@ -126,6 +135,7 @@ impl RealMachine {
             hypervisors: vec![HypervisorKind::KVM],
             // Nothing here feeds one yet, and what is not fed must not be relied on.
             watchdog: false,
+            holds_back_seconds: None,
             problems: unmasked_sleep(),
         })
     }
@@ -146,20 +156,34 @@ fn unmasked_sleep() -> Vec<String> {
 
 impl MachinePort for RealMachine {
     fn facts(&self) -> BoxFuture<'_, HostResult<MachineFacts>> {
-        async move { self.read_facts() }.boxed()
+        async move {
+            let mut facts = self.read_facts()?;
+            if let Some(shutdown) = &self.shutdown {
+                let (holds_back, trouble) = shutdown.facts().await;
+                facts.holds_back_seconds = holds_back;
+                facts.problems.extend(trouble);
+            }
+            Ok(facts)
+        }
+        .boxed()
     }
 
-    /// Never: this agent does not hold the init system back yet, so that a clean shutdown looks
-    /// like a power cut and is proven dead like one.
     fn going_down(&self) -> Option<GoingDown> {
-        None
+        self.shutdown.as_ref()?.going_down()
     }
 
     fn going_down_changed(&self) -> BoxFuture<'_, ()> {
-        futures::future::pending().boxed()
+        match &self.shutdown {
+            Some(shutdown) => shutdown.changed().boxed(),
+            None => futures::future::pending().boxed(),
+        }
     }
 
-    fn allow_down(&self) {}
+    fn allow_down(&self) {
+        if let Some(shutdown) = &self.shutdown {
+            shutdown.let_go();
+        }
+    }
 }
 
 /// The machine's own clocks.

@@ -62,6 +62,8 @@ pub struct MachineFacts {
     pub hypervisors: Vec<HypervisorKind>,
     /// A watchdog device that really resets is there.
     pub watchdog: bool,
+    /// Seconds that the init system waits for the agent at a shutdown; `None`: not known.
+    pub holds_back_seconds: Option<u64>,
     /// Trouble a person should mend (sleep targets not masked and the like).
     pub problems: Vec<String>,
 }

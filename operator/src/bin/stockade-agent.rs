@@ -11,6 +11,7 @@ use stockade_host::exports::Knfsd;
 use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
 use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
+use stockade_host::logind::ShutdownLock;
 use stockade_host::machine::{MachineOptions, NoWatchdog, RealClock, RealMachine};
 use stockade_host::ports::AgentPorts;
 use stockade_host::storage::{RealStorage, StorageOptions};
@@ -128,7 +129,7 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
 fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResult<AgentPorts> {
     let mut machine = MachineOptions::new(state);
     machine.cpus = options.cpus;
-    let machine = RealMachine::open(&machine)?;
+    let machine = RealMachine::open(&machine)?.holding(ShutdownLock::hold(None));
     let mut libvirt =
         LibvirtOptions::new(state, machine.host_uid(), machine.boot_id(), itself.clone());
     libvirt.uri.clone_from(&options.libvirt_uri);

@@ -14,6 +14,7 @@ use stockade_host::ports::{
 use super::Seat;
 use crate::world::Sim;
 use crate::world::model::WatchdogKind;
+use crate::world::power::INHIBIT_MS;
 
 /// Wall clock at the world's beginning: 2030-01-01T00:00:00Z, in milliseconds.
 const EPOCH_MS: i64 = 1_893_456_000_000;
@@ -66,6 +67,7 @@ impl MachinePort for SimMachine {
                 memory_mib: m.memory_mib,
                 hypervisors: vec![HypervisorKind::KVM],
                 watchdog: m.watchdog != WatchdogKind::Absent,
+                holds_back_seconds: Some(INHIBIT_MS / 1_000),
                 problems: Vec::new(),
             })
         }

@@ -43,7 +43,7 @@ pub enum Which {
 }
 
 /// How long init waits for an inhibitor at most.
-const INHIBIT_MS: u64 = 900_000;
+pub const INHIBIT_MS: u64 = 900_000;
 
 impl World {
     /// Builds a machine, without power.
