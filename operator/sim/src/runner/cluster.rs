@@ -159,7 +159,7 @@ impl Cluster {
     ) -> Result<Self, ClusterError> {
         let cluster = Self::empty(seed, guards, agent_guards)?;
         cluster.declare("AvailabilityPolicy", "default", json!({}))?;
-        cluster.build_storage(STORAGE, StorageKind::NFS, &mount_path(STORAGE));
+        cluster.build_storage(STORAGE, StorageKind::NFS, &mount_path(STORAGE), None);
         cluster.declare(
             "SharedStorage",
             STORAGE,
@@ -205,12 +205,20 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Puts up the server of a storage; one that speaks NFS obeys denials.
-    pub fn build_storage(&self, name: &str, kind: StorageKind, mount: &str) {
+    /// Puts up the server of a storage, outside the hosts or on one of them; one that speaks NFS obeys
+    /// denials.
+    pub fn build_storage(
+        &self,
+        name: &str,
+        kind: StorageKind,
+        mount: &str,
+        served_by: Option<String>,
+    ) {
         let store = Store {
             name: name.to_owned(),
             kind,
             mount: mount.to_owned(),
+            served_by,
             lease_ms: 90_000,
             obeys: kind == StorageKind::NFS,
             ..Store::default()

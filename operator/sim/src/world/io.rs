@@ -3,7 +3,9 @@
 use stockade_crds::v1alpha1::StorageKind;
 
 use super::World;
-use super::model::{Kernel, Net, Qemu, QemuState, Queued, StorageMode, Store, Way, Writer};
+use super::model::{
+    Kernel, Machine, Net, Qemu, QemuState, Queued, StorageMode, Store, Way, Writer,
+};
 use crate::oracle::Rule;
 
 /// A client sends what its server did not take again after so long; new requests go at once.
@@ -42,6 +44,16 @@ impl World {
             return Reach::Cut;
         };
         if matches!(m.kernel, Kernel::Off | Kernel::Booting) {
+            return Reach::Cut;
+        }
+        let serves = |server: &String| {
+            let open =
+                |m: &Machine| m.passes(Net::Storage, Way::In) && m.passes(Net::Storage, Way::Out);
+            self.machines
+                .get(server)
+                .is_some_and(|m| m.kernel == Kernel::Up && (server == host || open(m)))
+        };
+        if !s.served_by.iter().all(serves) {
             return Reach::Cut;
         }
         let mode = s.mode_for.get(host).copied().unwrap_or(s.mode);

@@ -405,6 +405,8 @@ pub struct Store {
     pub kind: StorageKind,
     /// Where hosts see it.
     pub mount: String,
+    /// The host of ours that serves it; `None`: something outside the hosts.
+    pub served_by: Option<String>,
     /// Seconds after which a silent client's locks may be taken.
     pub lease_ms: u64,
     /// What it does, for all hosts.

@@ -51,7 +51,9 @@ impl Stage {
             StorageKind::Ocfs2 => CrdStorageKind::OCFS2,
             StorageKind::SharedDirectory => CrdStorageKind::SharedDirectory,
         };
-        self.cluster.build_storage(name, kind, mount.trim_end_matches('/'));
+        let served = ["/nfs/servedBy", "/ocfs2/iscsi/servedBy", "/ocfs2/aoe/servedBy"];
+        let by = served.iter().find_map(|at| spec.pointer(at)?.as_str()).map(str::to_owned);
+        self.cluster.build_storage(name, kind, mount.trim_end_matches('/'), by);
     }
 
     fn make_disks(&self, object: &Value) {
