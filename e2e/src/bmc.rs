@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// How long it may take until it answers, on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// The user that may switch.
@@ -102,6 +104,15 @@ impl Bmc {
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
+    }
+
+    /// Makes it deaf, so that it answers nothing, or has it go on.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn deaf(&self, deaf: bool) -> io::Result<()> {
+        let signal = if deaf { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal).map_err(io::Error::from)
     }
 
     /// The beginning of a command line that asks it, for a person to go on with.

@@ -25,6 +25,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 pub use self::audit::{Mark, Write};
@@ -251,6 +252,14 @@ impl ControlPlane {
     /// [`Error::Ended`].
     pub fn all_running(&mut self) -> Result<(), Error> {
         self.nest.all_running()
+    }
+
+    /// Sends a signal to one of the programs (etcd, kube-apiserver, …).
+    ///
+    /// # Errors
+    /// There is none of that name, or it has ended.
+    pub fn signal(&self, program: &str, signal: Signal) -> Result<(), Error> {
+        self.nest.signal(program, signal)
     }
 
     /// Writes a kubeconfig that shows a client certificate for `user` in `groups` (two at most),

@@ -124,6 +124,15 @@ impl Nest {
         Ok(())
     }
 
+    /// Sends a signal to a program.
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<(), Error> {
+        let failed = || Error::io(format!("send a signal to {name}"));
+        let found = self.programs.iter().find(|program| program.name == name);
+        let program = found.ok_or_else(|| failed()(std::io::ErrorKind::NotFound.into()))?;
+        kill_process(Pid::from_child(&program.child), signal)
+            .map_err(|error| failed()(error.into()))
+    }
+
     /// The end of each program's log, under its name.
     pub fn logs(&self) -> String {
         self.programs

@@ -2,6 +2,8 @@
 //! a systemd unit on every machine of the lab.
 
 use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,6 +21,7 @@ pub struct Cluster {
     lab: Lab,
     plane: ControlPlane,
     client: Client,
+    programs: Programs,
 }
 
 impl Cluster {
@@ -35,19 +38,11 @@ impl Cluster {
         say(&format!("control plane at {} with the charts", plane.server()));
         let kubeconfig =
             plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
-        // It goes with us, whatever way we end.
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&programs.stockade)
-            .arg("controller")
-            .env("KUBECONFIG", kubeconfig)
-            .env("RUST_LOG", "info");
-        let controller =
-            Program::start("controller", lab.folder().join("controller.log"), command)?;
+        let log = lab.folder().join("controller.log");
+        let (controller, _) = programs.controller(&kubeconfig, "info", log)?;
         let client = plane.setup_client().await?;
-        let this = Self { controller, lab, plane, client };
-        let package = this.package(&programs)?;
+        let this = Self { controller, lab, plane, client, programs };
+        let package = this.package()?;
         std::thread::scope(|scope| {
             let installs: Vec<_> = this
                 .lab
@@ -56,7 +51,7 @@ impl Cluster {
                 .map(|machine| scope.spawn(|| this.install(machine, &package)))
                 .collect();
             installs.into_iter().try_for_each(|install| {
-                let ended = std::io::Error::other("the thread ended");
+                let ended = io::Error::other("the thread ended");
                 install.join().unwrap_or_else(|_| Err(step("installing the agent")(ended)))
             })
         })?;
@@ -96,11 +91,49 @@ impl Cluster {
         machines.map(|m| m.bmc().manifests(m.name(), SYSTEM_NAMESPACE)).collect()
     }
 
+    /// Runs `kubectl stockade` with the rights of the one who installs, and gives what it wrote.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn plugin(&self, words: &[&str]) -> Result<String, LabError> {
+        let what = format!("kubectl stockade {}", words.join(" "));
+        let output = Command::new(&self.programs.plugin)
+            .args(words)
+            .env("KUBECONFIG", self.plane.setup_kubeconfig()?)
+            .stdin(Stdio::null())
+            .output();
+        output
+            .and_then(|output| {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let failed = || io::Error::other(text(&output.stderr));
+                output.status.success().then(|| text(&output.stdout)).ok_or_else(failed)
+            })
+            .map_err(step(what))
+    }
+
+    /// Cuts a machine off from the API server and from nothing else, until
+    /// [`Machine::reconnect`].
+    ///
+    /// # Errors
+    /// As [`Machine::cut_off`].
+    pub fn cut_from_api(&self, machine: &Machine) -> Result<(), LabError> {
+        let server = self.server()?;
+        machine.cut_off(server.ip(), Some(server.port()))
+    }
+
+    /// The API server's address, as the lab's machines know it.
+    fn server(&self) -> Result<SocketAddr, LabError> {
+        let port = self.plane.server().rsplit(':').next().and_then(|port| port.parse().ok());
+        let failed = || step("looking for the server's port")(io::Error::other("it has none"));
+        self.lab.forward(port.ok_or_else(failed)?)
+    }
+
     /// Packs the agent as its users get it.
-    fn package(&self, programs: &Programs) -> Result<Vec<u8>, LabError> {
+    fn package(&self) -> Result<Vec<u8>, LabError> {
         let failed = || step("packing the agent");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../operator/packaging/build-deb");
-        let built = programs.agent.parent().unwrap_or(&programs.agent);
+        let agent = &self.programs.agent;
+        let built = agent.parent().unwrap_or(agent);
         let output = Command::new(script)
             .arg(built)
             .arg(self.lab.folder())
@@ -109,7 +142,7 @@ impl Cluster {
             .map_err(failed())?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(failed()(std::io::Error::other(said)));
+            return Err(failed()(io::Error::other(said)));
         }
         let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         std::fs::read(path).map_err(failed())
@@ -120,8 +153,8 @@ impl Cluster {
         let name = machine.name();
         let kubeconfig = self.host_kubeconfig(name)?;
         machine.write("/etc/stockade/agent.kubeconfig", kubeconfig.as_bytes())?;
-        // All that the lab has shown, it has shown with emulated guests; nested KVM is there too.
-        machine.write("/etc/default/stockade-agent", b"STOCKADE_EMULATED=true\n")?;
+        // One vCPU a machine would be one guest a host.
+        machine.write("/etc/default/stockade-agent", b"STOCKADE_CPUS=8\n")?;
         machine.write("/root/stockade-agent.deb", package)?;
         machine
             .try_sh("dpkg --install --force-confold /root/stockade-agent.deb", INSTALL_LIMIT)
@@ -143,12 +176,9 @@ impl Cluster {
         let user = format!("stockade:host:{host}");
         let path = self.plane.kubeconfig(&user, &["stockade:hosts"])?;
         let text = std::fs::read_to_string(path).map_err(failed())?;
-        let server = self.plane.server();
-        let port = server.rsplit(':').next().and_then(|port| port.parse().ok());
-        let port = port.ok_or_else(|| failed()(std::io::Error::other("the server has no port")))?;
-        let forwarded = self.lab.forward(port)?;
+        let server = self.server()?;
         let mut config: serde_json::Value =
-            serde_json::from_str(&text).map_err(|error| failed()(std::io::Error::other(error)))?;
+            serde_json::from_str(&text).map_err(|error| failed()(io::Error::other(error)))?;
         // A machine of the lab sees no file of ours: what the file names goes into it.
         for (section, part, names) in [
             ("clusters", "cluster", &["certificate-authority"][..]),
@@ -163,7 +193,7 @@ impl Cluster {
             }
         }
         let cluster = &mut config["clusters"][0]["cluster"];
-        cluster["server"] = format!("https://{forwarded}").into();
+        cluster["server"] = format!("https://{server}").into();
         // The server's certificate names the loopback.
         cluster["tls-server-name"] = "127.0.0.1".into();
         Ok(config.to_string())

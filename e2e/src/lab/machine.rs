@@ -1,6 +1,7 @@
 //! One machine of the lab: a QEMU process, its disk, its serial line, its BMC.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -178,6 +179,59 @@ impl Machine {
     /// As [`Machine::power_on`].
     pub fn tend(&self) -> Result<(), LabError> {
         if power::is_wanted(&self.folder) && !self.is_on() { self.power_on() } else { Ok(()) }
+    }
+
+    /// Has its BMC say off while the machine runs, and do nothing about it; or has it tell the
+    /// truth again.
+    ///
+    /// # Errors
+    /// The BMC's files can't be changed.
+    pub fn bmc_lies(&self, lies: bool) -> Result<(), LabError> {
+        power::lie(&self.folder, lies).map_err(step(format!("having {}'s BMC lie", self.name())))
+    }
+
+    /// Pulls its cable out of the switch, or puts it back.
+    ///
+    /// # Errors
+    /// The network is gone.
+    pub fn cable(&self, plugged: bool) -> Result<(), LabError> {
+        let failed = || step(format!("at the cable of {}", self.name()));
+        if plugged {
+            // What it was to be told meanwhile, its ssh would tell it now.
+            self.ssh.forget(&self.network);
+        }
+        let word = if plugged { "up" } else { "down" };
+        let mut command = self.network.enter("ip");
+        let status = command.args(["link", "set", self.name(), word]).status().map_err(failed())?;
+        if status.success() { Ok(()) } else { Err(failed()(io::Error::other(status.to_string()))) }
+    }
+
+    /// Cuts it off from an address, or from one TCP port there, both ways; all else goes on.
+    ///
+    /// # Errors
+    /// [`LabError::Command`].
+    pub fn cut_off(&self, from: IpAddr, port: Option<u16>) -> Result<(), LabError> {
+        let flower = |end: &str| {
+            let port = port.map(|port| format!("ip_proto tcp {end}_port {port}"));
+            format!("{end}_ip {from} {}", port.unwrap_or_default())
+        };
+        let script = format!(
+            "dev=$(basename /sys/class/net/e*); tc qdisc add dev $dev clsact && \
+             tc filter add dev $dev egress protocol ip flower {} action drop && \
+             tc filter add dev $dev ingress protocol ip flower {} action drop",
+            flower("dst"),
+            flower("src")
+        );
+        self.sh(&script).map(drop)
+    }
+
+    /// Undoes [`Machine::cut_off`], if it was.
+    ///
+    /// # Errors
+    /// [`LabError::Command`].
+    pub fn reconnect(&self) -> Result<(), LabError> {
+        let script = "dev=$(basename /sys/class/net/e*); tc qdisc del dev $dev clsact 2>/dev/null";
+        self.try_sh(script, COMMAND_LIMIT).map(drop)
     }
 
     /// Waits until a command can be run in it.

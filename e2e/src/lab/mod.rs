@@ -10,6 +10,7 @@
 //! Calls block, for minutes where a machine boots. The BMCs end with the thread that started the
 //! lab, so that is one which lives as long.
 
+pub mod cases;
 mod cluster;
 mod image;
 mod machine;

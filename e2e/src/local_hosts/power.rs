@@ -55,9 +55,28 @@ pub(crate) fn note(folder: &Path, init: &ProcessId) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    match fs::remove_file(folder.join("power.true")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let temporary = folder.join("power.new");
     fs::write(&temporary, format!("{} {}\n", init.pid, init.started))?;
     fs::rename(temporary, folder.join(POWER))
+}
+
+/// Has a host read off although it runs, or truly again. Off does nothing to it meanwhile, and its
+/// next boot ends the lie.
+pub(crate) fn lie(folder: &Path, lies: bool) -> io::Result<()> {
+    let (power, truth) = (folder.join(POWER), folder.join("power.true"));
+    if !lies {
+        return match fs::rename(truth, power) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
+    fs::rename(&power, truth)?;
+    // There is no such process.
+    fs::write(power, "0 0\n")
 }
 
 /// Whether power was asked for.

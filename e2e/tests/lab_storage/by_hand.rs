@@ -1,10 +1,8 @@
 //! A start by hand, with Stockade out of the way.
 
+use stockade_e2e::lab::cases::{HOSTS, LIMIT, Outcome, Prover, ensure, machine, said, sh};
 use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::play::Log;
-
-use super::common::{HOSTS, LIMIT, Outcome, ensure, machine, said, sh};
-use super::prover::Prover;
 
 /// Stops the agent of a host beside the guest's, takes its hook away, and starts the guest there by
 /// virsh: it must be refused, for the reason that `judge` finds in what virsh says, and the guest

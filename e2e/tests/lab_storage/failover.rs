@@ -3,11 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stockade_e2e::lab::{Cluster, Machine, until};
+use stockade_e2e::lab::cases::{LIMIT, Prover, all_ready, boot, ensure, machine, object, runs};
+use stockade_e2e::lab::{Cluster, Machine};
 use stockade_e2e::play::Log;
-
-use super::common::{HOSTS, LIMIT, condition, ensure, machine, object, runs, said};
-use super::prover::Prover;
 
 /// When each step of a failover was first seen, by the clock of this machine.
 #[derive(Default)]
@@ -72,23 +70,6 @@ impl Stages {
     }
 }
 
-/// Waits until every host is Ready and its plug is trusted.
-pub fn all_ready(cluster: &Cluster) -> Result<(), String> {
-    let all = until("all hosts are Ready and their plugs are trusted", LIMIT, || {
-        for name in HOSTS {
-            let host = object(cluster, &["shost", name])?;
-            for kind in ["Ready", "FencingReady"] {
-                let (status, message) = condition(&host, kind);
-                if status != "True" {
-                    return Err(format!("{name}: {kind}: {message}"));
-                }
-            }
-        }
-        Ok(())
-    });
-    all.map_err(said)
-}
-
 fn epoch(cluster: &Cluster) -> Result<i64, String> {
     let vm: Value = object(cluster, &["svm", "prover"])?;
     Ok(vm["status"]["epoch"].as_i64().unwrap_or_default())
@@ -136,22 +117,4 @@ pub fn power_cut<'a>(
         format!("the first start was refused: epoch {started} on {next}, then {now} on {on}")
     })?;
     Ok(Failover { dead, boot, off, proof, lock_free, issued })
-}
-
-/// The boot that a host beats with.
-pub fn boot(cluster: &Cluster, host: &str) -> Result<String, String> {
-    let host = object(cluster, &["shost", host])?;
-    Ok(host["status"]["bootId"].as_str().unwrap_or_default().to_owned())
-}
-
-/// Gives the host its power back, and waits until it is Ready with a boot after `before`.
-pub fn comes_back(cluster: &Cluster, dead: &Machine, before: &str) -> Result<(), String> {
-    dead.power_on().map_err(said)?;
-    let back = until("the host is Ready again", LIMIT, || {
-        let host = object(cluster, &["shost", dead.name()])?;
-        let (ready, message) = condition(&host, "Ready");
-        let next = host["status"]["bootId"] != before;
-        if ready == "True" && next { Ok(()) } else { Err(message.to_owned()) }
-    });
-    back.map_err(said)
 }

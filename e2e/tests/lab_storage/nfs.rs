@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
+use stockade_e2e::lab::cases::{
+    Case, HOSTS, LIMIT, Outcome, Prover, apply, comes_back, condition, ensure, hosts_declared,
+    machine, object, runs, said, sh,
+};
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
-use super::common::{
-    HOSTS, LIMIT, Outcome, apply, condition, ensure, hosts_declared, machine, object, runs, said,
-    sh,
-};
-use super::prover::Prover;
-use super::{Case, by_hand, failover};
+use super::{by_hand, failover};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
 
 /// The guest on what s1 serves, read there.
 pub const PROVER: Prover<'_> =
-    Prover { reader: "s1", file: "/srv/vms/default/prover.raw", storage: "vms" };
+    Prover { name: "prover", reader: "s1", file: "/srv/vms/default/prover.raw", storage: "vms" };
 
 pub const CASES: [Case; 4] = [
     ("one_apply_mounts_the_export_of_a_host_on_three_and_a_vm_runs_there_under_a_lock", from_bare),
@@ -138,7 +137,7 @@ fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
     let entry = format!("{}(", over.dead.address());
     let exports = exported()?;
     ensure(!exports.contains(&entry), || format!("the dead host is still there: {exports}"))?;
-    failover::comes_back(cluster, over.dead, &over.boot)?;
+    comes_back(cluster, over.dead, &over.boot)?;
     let exports = exported()?;
     ensure(exports.contains(&entry), || format!("its next boot is not admitted: {exports}"))
 }

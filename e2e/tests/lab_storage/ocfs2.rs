@@ -1,13 +1,11 @@
 //! OCFS2 under o2cb on a device that a host of ours gives by iSCSI.
 
+use stockade_e2e::lab::cases::{
+    Case, HOSTS, LIMIT, Outcome, all_ready, apply, boot, comes_back, condition, ensure,
+    hosts_declared, machine, object, runs, said, sh,
+};
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
-
-use super::common::{
-    HOSTS, LIMIT, Outcome, apply, condition, ensure, hosts_declared, machine, object, runs, said,
-    sh,
-};
-use super::{Case, failover};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/iscsi-ocfs2-ha");
 const MOUNT: &str = "/srv/stockade/san";
@@ -112,14 +110,14 @@ fn not_blank(cluster: &Cluster, _log: &Log) -> Outcome {
 }
 
 fn cold_reboot(cluster: &Cluster, log: &Log) -> Outcome {
-    failover::all_ready(cluster)?;
+    all_ready(cluster)?;
     let on = runs(cluster, "clustered", "")?;
     let other = HOSTS.into_iter().find(|name| *name != on).unwrap_or_default();
     let host = machine(cluster, other)?;
-    let boot = failover::boot(cluster, other)?;
+    let boot = boot(cluster, other)?;
     host.power_cut().map_err(said)?;
     log.say(format!("{other} has no power"));
-    failover::comes_back(cluster, host, &boot)?;
+    comes_back(cluster, host, &boot)?;
     ready(cluster)?;
     log.say(format!("{other} is back with OCFS2"));
     shared(cluster)?;

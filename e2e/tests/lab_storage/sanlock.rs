@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
+use stockade_e2e::lab::cases::{
+    Case, HOSTS, LIMIT, Outcome, comes_back, condition, ensure, hosts_declared, machine, object,
+    runs, said, sh, without_vms,
+};
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
-use super::common::{
-    HOSTS, LIMIT, Outcome, condition, ensure, hosts_declared, machine, object, runs, said, sh,
-    without_vms,
-};
 use super::nfs::PROVER;
-use super::{Case, by_hand, failover};
+use super::{by_hand, failover};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs-sanlock");
 /// sanlock's formula: 8 · 10 s, and 60 s of the watchdog.
@@ -98,6 +98,6 @@ fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
     ensure(waited >= RELEASE, || {
         format!("the start was issued after {} s, before the lease was over", waited.as_secs())
     })?;
-    failover::comes_back(cluster, over.dead, &over.boot)?;
+    comes_back(cluster, over.dead, &over.boot)?;
     ready(cluster)
 }

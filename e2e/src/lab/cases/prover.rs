@@ -1,14 +1,15 @@
 //! The guest that proves things: it counts its ticks and its boots on its disk.
 
-use stockade_e2e::lab::{Cluster, until};
-use stockade_e2e::local_hosts::{GUEST_DISK_BYTES, boot_sector};
+use super::asks::{LIMIT, Outcome, apply, machine, runs, said, sh};
+use crate::lab::{Cluster, until};
+use crate::local_hosts::{GUEST_DISK_BYTES, boot_sector};
 
-use super::common::{LIMIT, Outcome, apply, machine, runs, said, sh};
-
-/// Where the disk of the guest is read from.
-#[derive(Clone, Copy)]
+/// A guest, and where its disk is read from.
+#[derive(Clone, Copy, Debug)]
 pub struct Prover<'a> {
-    /// The machine that reads it.
+    /// Its VM; its disk is `<name>.raw`.
+    pub name: &'a str,
+    /// The machine that reads the disk.
     pub reader: &'a str,
     /// The file there.
     pub file: &'a str,
@@ -18,27 +19,41 @@ pub struct Prover<'a> {
 
 impl Prover<'_> {
     /// Writes its disk, declares it, and waits until it runs and writes; gives its host.
+    ///
+    /// # Errors
+    /// What it does instead.
     pub fn start(&self, cluster: &Cluster) -> Result<String, String> {
-        let size = usize::try_from(GUEST_DISK_BYTES).map_err(|error| error.to_string())?;
-        let mut disk = boot_sector().to_vec();
-        disk.resize(size, 0);
-        machine(cluster, self.reader)?.write(self.file, &disk).map_err(said)?;
-        let storage = self.storage;
-        apply(
-            cluster,
-            &format!(
-                "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
-                 metadata: {{name: prover, namespace: default}}\nspec:\n  memory: 64Mi\n  \
-                 disks:\n  - {{name: root, storage: {storage}, format: raw, \
-                 existing: {{path: prover.raw}}}}\n"
-            ),
-        )?;
-        let host = runs(cluster, "prover", "")?;
+        self.declare(cluster)?;
+        let host = runs(cluster, self.name, "")?;
         self.writes(cluster, 1)?;
         Ok(host)
     }
 
+    /// Writes its disk and declares it.
+    ///
+    /// # Errors
+    /// What could not be written or applied.
+    pub fn declare(&self, cluster: &Cluster) -> Outcome {
+        let size = usize::try_from(GUEST_DISK_BYTES).map_err(|error| error.to_string())?;
+        let mut disk = boot_sector().to_vec();
+        disk.resize(size, 0);
+        machine(cluster, self.reader)?.write(self.file, &disk).map_err(said)?;
+        let Self { name, storage, .. } = self;
+        apply(
+            cluster,
+            &format!(
+                "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
+                 metadata: {{name: {name}, namespace: default}}\nspec:\n  memory: 64Mi\n  \
+                 disks:\n  - {{name: root, storage: {storage}, format: raw, \
+                 existing: {{path: {name}.raw}}}}\n"
+            ),
+        )
+    }
+
     /// Ticks since its last boot, and boots.
+    ///
+    /// # Errors
+    /// The disk can't be read.
     pub fn counters(&self, cluster: &Cluster) -> Result<(u64, u64), String> {
         // Past the reader's own cache.
         let script = format!(
@@ -54,6 +69,9 @@ impl Prover<'_> {
     }
 
     /// Waits until it counts in its boot of that number.
+    ///
+    /// # Errors
+    /// What it does instead.
     pub fn writes(&self, cluster: &Cluster, boot: u64) -> Outcome {
         let writes = until("the guest writes", LIMIT, || match self.counters(cluster)? {
             (ticks, boots) if ticks > 0 && boots == boot => Ok(()),
@@ -63,6 +81,9 @@ impl Prover<'_> {
     }
 
     /// Waits until it has counted on without a boot.
+    ///
+    /// # Errors
+    /// What it does instead.
     pub fn goes_on(&self, cluster: &Cluster) -> Outcome {
         let before = self.counters(cluster)?;
         let rises = until("the guest writes on", LIMIT, || match self.counters(cluster)? {

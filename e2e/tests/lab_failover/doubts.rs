@@ -1,0 +1,163 @@
+//! Hosts that look dead from one side and are not: nobody is shot, and nothing runs twice.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use stockade_e2e::lab::cases::{Case, HOSTS, LIMIT, Outcome, condition, machine, object, said, sh};
+use stockade_e2e::lab::{Cluster, until};
+use stockade_e2e::local_hosts::Signal;
+use stockade_e2e::play::Log;
+
+use super::stage::{BRAKE, Stage};
+
+pub const NO_API: Case =
+    ("a_host_cut_off_from_the_api_alone_is_isolated_and_its_guest_goes_on", no_api);
+pub const HUNG_AGENT: Case =
+    ("a_host_whose_agent_hangs_is_isolated_and_its_guest_goes_on", hung_agent);
+pub const LYING_BMC: Case = (
+    "a_bmc_that_says_off_about_a_host_that_beats_is_not_believed_and_its_plug_is_untrusted",
+    lying_bmc,
+);
+pub const TWO_CUT_OFF: Case =
+    ("when_two_of_three_hosts_are_cut_off_at_once_nobody_is_shot", two_cut_off);
+pub const NO_SERVER: Case =
+    ("an_api_server_that_hangs_for_three_minutes_touches_no_guest", no_server);
+pub const NO_STORAGE: Case = (
+    "a_host_cut_off_from_its_storage_alone_is_not_shot_and_its_guest_waits_until_it_is_drained",
+    no_storage,
+);
+
+/// Longer than the policy waits before it acts, so that it would have acted.
+const LONG: u64 = 60;
+
+/// While it is isolated, a host's guest goes on and nobody is shot.
+fn isolated(stage: &Stage<'_>, host: &str, since: Instant) -> Outcome {
+    stage.host_is(host, "Isolated", since)?;
+    stage.holds_for(LONG, || {
+        stage.nobody_is_shot()?;
+        stage.left_alone(&[])
+    })
+}
+
+fn no_api(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let host = stage.victim()?;
+    cluster.cut_from_api(host).map_err(said)?;
+    isolated(&stage, host.name(), Instant::now())?;
+    host.reconnect().map_err(said)?;
+    stage.host_is(host.name(), "Ready", Instant::now())?;
+    stage.left_alone(&[])?;
+    stage.ends_without_a_shot()
+}
+
+fn hung_agent(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let host = stage.victim()?;
+    sh(host, "systemctl kill --kill-whom=main --signal=STOP stockade-agent")?;
+    isolated(&stage, host.name(), Instant::now())?;
+    sh(host, "systemctl kill --kill-whom=main --signal=CONT stockade-agent")?;
+    stage.host_is(host.name(), "Ready", Instant::now())?;
+    stage.left_alone(&[])?;
+    stage.ends_without_a_shot()
+}
+
+fn lying_bmc(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let host = stage.victim()?;
+    host.bmc_lies(true).map_err(said)?;
+    cluster.cut_from_api(host).map_err(said)?;
+    isolated(&stage, host.name(), Instant::now())?;
+    host.reconnect().map_err(said)?;
+    let device = format!("bmc-{}", host.name());
+    let untrusted = until("its plug is untrusted", LIMIT, || {
+        let device = object(cluster, &["sfd", &device])?;
+        let (status, message) = condition(&device, "Ready");
+        let told = status == "False" && message.contains("reads off for beating hosts");
+        if told { Ok(()) } else { Err(message.to_owned()) }
+    });
+    untrusted.map_err(said)?;
+    log.say("its plug is untrusted");
+    stage.host_is(host.name(), "Ready", Instant::now())?;
+    host.bmc_lies(false).map_err(said)?;
+    log.say(cluster.plugin(&["fence", "test", host.name()]).map_err(said)?.trim());
+    stage.left_alone(&[])?;
+    stage.ends_without_a_shot()
+}
+
+fn two_cut_off(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set_with(cluster, log, BRAKE)?;
+    let cut: Vec<&str> = HOSTS.into_iter().take(2).collect();
+    for name in &cut {
+        machine(cluster, name)?.cable(false).map_err(said)?;
+    }
+    let since = Instant::now();
+    log.say(format!("{} have no cable", cut.join(" and ")));
+    let held = until("the brake holds", LIMIT, || {
+        let policy = object(cluster, &["sap", "default"])?;
+        let (status, message) = condition(&policy, "StormBrake");
+        if status == "True" { Ok(message.to_owned()) } else { Err(policy.to_string()) }
+    });
+    log.say(held.map_err(said)?);
+    for name in &cut {
+        stage.host_is(name, "AwaitingProof", since)?;
+    }
+    stage.holds_for(LONG, || {
+        stage.nobody_is_shot()?;
+        stage
+            .guests_on(&cut, true)
+            .into_iter()
+            .try_for_each(|guest| stage.not_ordered_anew(guest))?;
+        stage.left_alone(&cut)
+    })?;
+    for name in &cut {
+        machine(cluster, name)?.cable(true).map_err(said)?;
+    }
+    stage.ends_without_a_shot()
+}
+
+fn no_server(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let signal = |signal| {
+        cluster.plane().signal("kube-apiserver", signal).map_err(|error| error.to_string())
+    };
+    signal(Signal::STOP)?;
+    log.say("the API server hangs");
+    stage.holds_for(180, || {
+        stage.nobody_is_shot()?;
+        stage.guests.iter().try_for_each(|guest| guest.prover.goes_on(cluster))
+    })?;
+    signal(Signal::CONT)?;
+    log.say("the API server goes on");
+    stage.left_alone(&[])?;
+    for name in HOSTS {
+        stage.host_is(name, "Ready", Instant::now())?;
+    }
+    // What was decided on what was seen last would be done by now.
+    stage.holds_for(LONG, || stage.left_alone(&[]))?;
+    stage.ends_without_a_shot()
+}
+
+fn no_storage(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let host = stage.victim()?;
+    let server: IpAddr = machine(cluster, "s1")?.address().parse().map_err(|_| "no address")?;
+    host.cut_off(server, None).map_err(said)?;
+    let since = Instant::now();
+    log.say(format!("{} is cut off from its storage", host.name()));
+    let killed = until("its guest is killed", LIMIT, || {
+        // virsh may hang on a guest that waits for its disk.
+        let script = "pgrep -a qemu-system";
+        let said = host.try_sh(script, Duration::from_secs(60)).map_err(said)?;
+        if said.out.trim().is_empty() { Ok(()) } else { Err(said.out) }
+    });
+    killed.map_err(said)?;
+    log.say(format!("its guest is killed after {:.1} s", since.elapsed().as_secs_f64()));
+    stage.holds_for(LONG, || {
+        stage.nobody_is_shot()?;
+        let mut waiting = stage.guests_on(&[host.name()], true).into_iter();
+        waiting.try_for_each(|guest| stage.not_ordered_anew(guest))?;
+        stage.left_alone(&[host.name()])
+    })?;
+    host.reconnect().map_err(said)?;
+    stage.ends_without_a_shot()
+}
