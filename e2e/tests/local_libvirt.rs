@@ -327,6 +327,8 @@ async fn leave(libvirt: &Libvirt, shared: &Path) {
         peer_address: fs::read_to_string(shared.join("peer")).unwrap(),
         bandwidth_mib_per_second: 0,
         downtime_limit_milliseconds: 100,
+        auto_converge: true,
+        parallel_connections: 2,
         leave_paused: true,
     };
     // A target that has no such order refuses it, and the source runs on.

@@ -163,6 +163,18 @@ pub struct MigrationOrder {
     /// Longest pause at the switch-over in milliseconds; 0: the hypervisor's own.
     #[serde(default)]
     pub downtime_limit_milliseconds: i32,
+    /// Slow the guest down where it changes its memory faster than it is copied.
+    #[serde(default)]
+    pub auto_converge: bool,
+    /// Connections that carry its memory; 0: one, the plain way.
+    #[serde(default)]
+    pub parallel_connections: i32,
+    /// How long the copy may take, in seconds for each GiB of memory; 0: no limit.
+    #[serde(default)]
+    pub completion_seconds_per_gib: i32,
+    /// Seconds without progress after which the copy is called off; 0: 30.
+    #[serde(default)]
+    pub progress_seconds: i32,
 }
 
 /// A side of a live move.

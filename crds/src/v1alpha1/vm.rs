@@ -419,11 +419,40 @@ pub struct MigrationSettings {
     #[serde(default)]
     #[schemars(range(min = 0, max = 60_000))]
     pub downtime_limit_milliseconds: i32,
+    /// Slow the guest down where it changes its memory faster than it is copied.
+    #[serde(default)]
+    pub auto_converge: bool,
+    /// Connections that carry its memory (QEMU's multifd, which both hosts must know); 0: one, the
+    /// plain way.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 64))]
+    pub parallel_connections: i32,
+    /// How long a copy may take, in seconds for each GiB of memory, begun ones included; it is called
+    /// off after that. 0: no limit.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 86_400))]
+    pub completion_seconds_per_gib: i32,
+    /// Seconds without progress after which a copy is called off.
+    #[serde(default = "progress_seconds")]
+    #[schemars(range(min = 5, max = 86_400))]
+    pub progress_seconds: i32,
+}
+
+fn progress_seconds() -> i32 {
+    30
 }
 
 impl Default for MigrationSettings {
     fn default() -> Self {
-        Self { live: true, bandwidth_mib_per_second: 0, downtime_limit_milliseconds: 0 }
+        Self {
+            live: true,
+            bandwidth_mib_per_second: 0,
+            downtime_limit_milliseconds: 0,
+            auto_converge: false,
+            parallel_connections: 0,
+            completion_seconds_per_gib: 0,
+            progress_seconds: progress_seconds(),
+        }
     }
 }
 

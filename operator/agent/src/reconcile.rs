@@ -421,9 +421,10 @@ impl Loop {
         for (uid, job) in &seen.jobs {
             let memory = self.memory.entry(uid.clone()).or_default();
             let moved = job.unwrap_or(0);
+            let began = memory.job.map_or(now, |j| j.began);
             let before = memory.job.filter(|j| j.moved == moved);
             let since = before.map_or(now, |j| j.since);
-            memory.job = Some(Job { active: job.is_some(), moved, since });
+            memory.job = Some(Job { active: job.is_some(), moved, since, began });
         }
         for (uid, known) in self.orders.iter().flatten() {
             let memory = self.memory.entry(uid.clone()).or_default();

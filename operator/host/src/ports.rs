@@ -116,6 +116,10 @@ pub struct MigrateRequest {
     pub bandwidth_mib_per_second: i32,
     /// Milliseconds; 0: the hypervisor's own.
     pub downtime_limit_milliseconds: i32,
+    /// Slow the guest down where it changes its memory faster than it is copied.
+    pub auto_converge: bool,
+    /// Connections that carry its memory; 0: one, the plain way.
+    pub parallel_connections: i32,
     /// Leave the copy on the target paused, because no lock spans the hosts.
     pub leave_paused: bool,
 }

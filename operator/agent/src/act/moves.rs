@@ -133,6 +133,8 @@ fn request(spec: &DomainSpec, id: &str) -> Option<MigrateRequest> {
         peer_address: m.peer_address.clone(),
         bandwidth_mib_per_second: m.bandwidth_mib_per_second,
         downtime_limit_milliseconds: m.downtime_limit_milliseconds,
+        auto_converge: m.auto_converge,
+        parallel_connections: m.parallel_connections,
         // A lock that spans the hosts stops a source that resumes by itself; without one the
         // swap of the epoch is the commit, and the target waits for it (safety §8.2).
         leave_paused: spec.machine.lock.is_none(),

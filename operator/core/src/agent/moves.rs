@@ -19,7 +19,7 @@ use super::decide::{HostAction, START_WAIT};
 use super::observed::{Live, Observed, VmMemory};
 use super::types::{JournalVm, LiveState};
 
-/// A copy that has not got on for so long is called off, in milliseconds.
+/// A copy that has not got on for so long is called off, in milliseconds, if its order says nothing.
 pub const STALLED: u64 = 30_000;
 /// Between two calls that call the same copy off, in milliseconds.
 pub const ABORT_AGAIN: u64 = 5_000;
@@ -55,6 +55,8 @@ pub struct Job {
     pub moved: u64,
     /// Since when it has been that far.
     pub since: u64,
+    /// When this run of the agent first saw it.
+    pub began: u64,
 }
 
 /// The part of a source in an order.
@@ -82,6 +84,17 @@ fn active(m: &MigrationOrder, j: &JournalVm, memory: &VmMemory) -> bool {
         }
 }
 
+/// Whether a copy is too slow by its order's limits.
+fn too_slow(order: &DomainSpec, m: &MigrationOrder, memory: &VmMemory, now: u64) -> bool {
+    let Some(job) = memory.job else { return false };
+    let seconds = |n: i64| u64::try_from(n).unwrap_or(0).saturating_mul(1_000);
+    let still = seconds(i64::from(m.progress_seconds));
+    let still = if still == 0 { STALLED } else { still };
+    let gibs = order.machine.memory_mib.saturating_add(1_023).div_euclid(1_024);
+    let limit = seconds(i64::from(m.completion_seconds_per_gib).saturating_mul(gibs));
+    now.saturating_sub(job.since) >= still || (limit > 0 && now.saturating_sub(job.began) >= limit)
+}
+
 /// What the source does about its part; `None`: nothing now.
 #[must_use]
 pub fn source(
@@ -106,9 +119,9 @@ pub fn source(
             .then(|| HostAction::Migrate { id: m.id.clone() });
     }
     if active(m, j, memory) {
-        let stalled = memory.job.is_some_and(|job| now.saturating_sub(job.since) >= STALLED);
+        let slow = too_slow(order, m, memory, now);
         let due = memory.abort_asked.is_none_or(|at| now.saturating_sub(at.1) >= ABORT_AGAIN);
-        let off = m.step == MigrationStep::Abort || order.want != Want::Running || stalled;
+        let off = m.step == MigrationStep::Abort || order.want != Want::Running || slow;
         return (off && due).then_some(HostAction::AbortMove);
     }
     // Without a lock that spans hosts the target stays paused until the epoch was swapped:
@@ -222,7 +235,15 @@ fn source_state(
     }
     match call(m, memory).and_then(|c| c.end.clone()) {
         Some(CopyEnd::Left) => (MigrationState::Switched, String::new()),
-        Some(CopyEnd::Failed(why)) => (MigrationState::Failed, why),
+        Some(CopyEnd::Failed(why)) => {
+            // Nobody but this host's own limits has called it off.
+            let slow = memory.abort_asked.is_some()
+                && m.step == MigrationStep::Copy
+                && order.want == Want::Running;
+            let why =
+                if slow { format!("the copy was too slow and was called off: {why}") } else { why };
+            (MigrationState::Failed, why)
+        }
         lost => {
             let why = match lost {
                 Some(CopyEnd::Unknown(why)) => why,

@@ -22,6 +22,10 @@ fn part(side: MigrationSide, step: MigrationStep) -> Option<MigrationOrder> {
         step,
         bandwidth_mib_per_second: 0,
         downtime_limit_milliseconds: 0,
+        auto_converge: false,
+        parallel_connections: 0,
+        completion_seconds_per_gib: 0,
+        progress_seconds: 0,
     })
 }
 
@@ -104,7 +108,8 @@ fn a_move_is_handed_to_the_hypervisor_at_most_once() {
     let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
     let mut o = world(Some(source(MigrationStep::Copy)), Some(begun), running);
     assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Copying)));
-    o.memory.entry(UID.into()).or_default().job = Some(Job { active: false, moved: 0, since: 0 });
+    o.memory.entry(UID.into()).or_default().job =
+        Some(Job { active: false, moved: 0, since: 0, began: 0 });
     assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Failed)));
     o.live = Some([(UID.to_owned(), live(E, LiveState::Switched))].into());
     assert_eq!(
@@ -115,13 +120,34 @@ fn a_move_is_handed_to_the_hypervisor_at_most_once() {
 }
 
 #[test]
+fn a_copy_is_called_off_by_the_limits_of_its_order() {
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let mut order = source(MigrationStep::Copy);
+    order.machine.memory_mib = 2_000;
+    if let Some(part) = &mut order.migration {
+        part.completion_seconds_per_gib = 10;
+        part.progress_seconds = 12;
+    }
+    let mut o = world(Some(order), Some(begun), Some(live(E, LiveState::Running)));
+    let memory = o.memory.entry(UID.into()).or_default();
+    memory.copy = Some(Copy { id: "m1".into(), end: None });
+    memory.job = Some(Job { active: true, moved: 5, since: 15_000, began: 0 });
+    assert_eq!(only(&o, 19_999), None, "it gets on");
+    assert_eq!(only(&o, 20_000), Some(HostAction::AbortMove), "two GiB, ten seconds each");
+    let memory = o.memory.entry(UID.into()).or_default();
+    memory.job = Some(Job { active: true, moved: 5, since: 0, began: 0 });
+    assert_eq!(only(&o, 11_999), None);
+    assert_eq!(only(&o, 12_000), Some(HostAction::AbortMove), "it stands still");
+}
+
+#[test]
 fn a_copy_that_stalls_or_is_unwanted_is_called_off() {
     let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
     let running = Some(live(E, LiveState::Running));
     let mut o = world(Some(source(MigrationStep::Copy)), Some(begun.clone()), running.clone());
     let memory = o.memory.entry(UID.into()).or_default();
     memory.copy = Some(Copy { id: "m1".into(), end: None });
-    memory.job = Some(Job { active: true, moved: 5, since: 0 });
+    memory.job = Some(Job { active: true, moved: 5, since: 0, began: 0 });
     assert_eq!(only(&o, STALLED - 1), None);
     assert_eq!(only(&o, STALLED), Some(HostAction::AbortMove));
     let mut o = world(Some(source(MigrationStep::Abort)), Some(begun), running);

@@ -274,6 +274,10 @@ pub(crate) fn order(
         step,
         bandwidth_mib_per_second: settings.bandwidth_mib_per_second,
         downtime_limit_milliseconds: settings.downtime_limit_milliseconds,
+        auto_converge: settings.auto_converge,
+        parallel_connections: settings.parallel_connections,
+        completion_seconds_per_gib: settings.completion_seconds_per_gib,
+        progress_seconds: settings.progress_seconds,
     }
 }
 

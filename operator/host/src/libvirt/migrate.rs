@@ -79,6 +79,13 @@ pub(super) async fn migrate(
     if request.leave_paused {
         flags |= sys::VIR_MIGRATE_PAUSED;
     }
+    if request.auto_converge {
+        flags |= sys::VIR_MIGRATE_AUTO_CONVERGE;
+    }
+    let parallel = request.parallel_connections.max(0);
+    if parallel > 0 {
+        flags |= sys::VIR_MIGRATE_PARALLEL;
+    }
     let (epoch, target_epoch) = (request.epoch, request.target_epoch);
     let bandwidth = u64::from(request.bandwidth_mib_per_second.max(0).unsigned_abs());
     let downtime = u64::from(request.downtime_limit_milliseconds.max(0).unsigned_abs());
@@ -95,6 +102,7 @@ pub(super) async fn migrate(
                 dest_xml: Some(xml),
                 uri: Some(data),
                 bandwidth: (bandwidth > 0).then_some(bandwidth),
+                parallel_connections: (parallel > 0).then_some(parallel),
                 ..MigrateParameters::default()
             };
             domain.migrate_to_uri3(Some(&peer), parameters, flags)?;

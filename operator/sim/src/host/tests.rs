@@ -257,6 +257,8 @@ async fn a_live_move_takes_the_lock_along_and_runs_once() {
         peer_address: String::new(),
         bandwidth_mib_per_second: 0,
         downtime_limit_milliseconds: 0,
+        auto_converge: false,
+        parallel_connections: 0,
         leave_paused: false,
     };
     ports(&sim, "h1").hypervisor.migrate(&request).await.unwrap();
