@@ -7,7 +7,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DiskBus, DiskFormat, FirmwareKind, HypervisorKind, LockKind, Reclaim};
+use super::{
+    DiskBus, DiskFormat, FirmwareKind, HypervisorKind, LockKind, MigrationProgress, Reclaim,
+};
 
 /// The order.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -455,6 +457,12 @@ pub struct MigrationReport {
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub message: String,
+    /// Source: how far the copy is. Target: what it took, once it runs. No bytes in all: not known.
+    #[serde(default)]
+    pub progress: MigrationProgress,
+    /// Target: for how long the guest stood still, in milliseconds; 0: not known.
+    #[serde(default)]
+    pub downtime_milliseconds: i64,
 }
 
 /// How a live move stands on one side.

@@ -20,6 +20,13 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Outcome", type_ = "string", json_path = ".status.outcome"),
     printcolumn(name = "From", type_ = "string", json_path = ".status.source"),
     printcolumn(name = "To", type_ = "string", json_path = ".status.target"),
+    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress.percent"),
+    printcolumn(
+        name = "Downtime-ms",
+        type_ = "integer",
+        json_path = ".status.downtimeMilliseconds",
+        priority = 1
+    ),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -63,10 +70,45 @@ pub struct VirtualMachineMigrationStatus {
     /// Epoch of the target.
     #[serde(default)]
     pub epoch: i64,
+    /// How far its live copy is, looked at every two seconds at most; of a move that is over, what
+    /// it took in all. Absent: nothing was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<MigrationProgress>,
+    /// For how long the guest stood still at the switch-over, in milliseconds. Absent: not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_milliseconds: Option<i64>,
     /// Conditions, Ready first.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// How far a live copy is, as the hypervisor counts it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationProgress {
+    /// How much of the memory the target holds as it is now, in percent. It falls where the guest
+    /// changes its memory faster than it is copied.
+    #[serde(default)]
+    pub percent: i32,
+    /// Bytes of memory.
+    #[serde(default)]
+    pub total_bytes: i64,
+    /// Bytes that were sent; more than the memory if parts of it were sent again.
+    #[serde(default)]
+    pub processed_bytes: i64,
+    /// Bytes that are still to be sent.
+    #[serde(default)]
+    pub remaining_bytes: i64,
+    /// Bytes that the guest changes in a second.
+    #[serde(default)]
+    pub dirty_bytes_per_second: i64,
+    /// Bytes that are sent in a second.
+    #[serde(default)]
+    pub bytes_per_second: i64,
+    /// Milliseconds that the copy has taken.
+    #[serde(default)]
+    pub elapsed_milliseconds: i64,
 }
 
 /// What has become of a move.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use stockade_core::agent::moves::Arrival;
 use stockade_core::agent::types::{LiveDomain, LiveState, Presence, StopReason};
-use stockade_crds::v1alpha1::{AgentLock, LockReport};
+use stockade_crds::v1alpha1::{AgentLock, LockReport, MigrationProgress};
 
 use crate::context::{Context, locked, timed};
 
@@ -27,6 +28,8 @@ pub(crate) struct Look {
     pub(crate) facts: bool,
     /// VMs whose move away may be under way.
     pub(crate) moving: Vec<String>,
+    /// VMs that come in by a move, of which is not known yet what it took.
+    pub(crate) arriving: Vec<String>,
 }
 
 /// What came of the last look at the lock manager.
@@ -62,7 +65,9 @@ pub(crate) struct Seen {
     pub(crate) hook: Option<bool>,
     pub(crate) lock: Option<LockLook>,
     /// Moves that are under way, and how far; `None`: none is.
-    pub(crate) jobs: BTreeMap<String, Option<u64>>,
+    pub(crate) jobs: BTreeMap<String, Option<MigrationProgress>>,
+    /// What moves took that brought a VM here which runs now, if the hypervisor knows.
+    pub(crate) arrivals: BTreeMap<String, Option<Arrival>>,
 }
 
 /// Looks once.
@@ -84,6 +89,14 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
             seen.live = Some(domains.into_iter().map(|d| (d.uuid.clone(), d)).collect());
         }
         Err(error) => tracing::warn!(%error, "the hypervisor does not answer"),
+    }
+    for uid in &look.arriving {
+        let listed = seen.live.as_ref().and_then(|live| live.get(uid));
+        if listed.is_some_and(|d| d.state == LiveState::Running)
+            && let Ok(arrival) = timed("read move", uid, 3, hypervisor.arrival(uid)).await
+        {
+            seen.arrivals.insert(uid.clone(), arrival);
+        }
     }
     for (uid, (epoch, name)) in &look.epochs {
         let listed = seen.live.as_ref().and_then(|live| live.get(uid));

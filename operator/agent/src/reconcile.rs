@@ -15,7 +15,7 @@ use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, status_of};
 use stockade_crds::v1alpha1::{
     ApiLoss, Domain, DomainState, End, HostAgent, HostAgentSpec, HostAgentStatus, InventoryItem,
-    Want,
+    MigrationSide, Want,
 };
 use stockade_host::ports::HypervisorEvent;
 use tokio::task::JoinSet;
@@ -318,6 +318,13 @@ impl Loop {
             if source.is_some_and(|m| vm.moving.as_ref() == Some(&m.id)) && vm.end.is_none() {
                 request.moving.push(uid.clone());
             }
+            let comes = order.and_then(|known| known.order.spec.migration.as_ref());
+            if comes.is_some_and(|m| m.side == MigrationSide::Target)
+                && order.is_some_and(|known| known.order.spec.epoch == vm.epoch)
+                && self.memory.get(uid).is_none_or(|memory| memory.arrival.is_none())
+            {
+                request.arriving.push(uid.clone());
+            }
         }
         if !self.hook && self.probed_at.is_none_or(|at| now.saturating_sub(at) >= 2_000) {
             request.probe = true;
@@ -420,11 +427,18 @@ impl Loop {
         }
         for (uid, job) in &seen.jobs {
             let memory = self.memory.entry(uid.clone()).or_default();
-            let moved = job.unwrap_or(0);
-            let began = memory.job.map_or(now, |j| j.began);
-            let before = memory.job.filter(|j| j.moved == moved);
-            let since = before.map_or(now, |j| j.since);
-            memory.job = Some(Job { active: job.is_some(), moved, since, began });
+            memory.job = Some(Job::read(memory.job, *job, now));
+        }
+        for (uid, arrival) in &seen.arrivals {
+            let memory = self.memory.entry(uid.clone()).or_default();
+            let mut arrival = arrival.unwrap_or_default();
+            // libvirt's count ends with its call; what was left paused waited on for the swap.
+            if let (Some(since), true) = (memory.whole_since, arrival.downtime_milliseconds > 0) {
+                let waited = i64::try_from(now.saturating_sub(since)).unwrap_or(i64::MAX);
+                arrival.downtime_milliseconds =
+                    arrival.downtime_milliseconds.saturating_add(waited);
+            }
+            memory.arrival.get_or_insert(arrival);
         }
         for (uid, known) in self.orders.iter().flatten() {
             let memory = self.memory.entry(uid.clone()).or_default();
@@ -443,7 +457,12 @@ impl Loop {
         if let Some(live) = &seen.live {
             for (uid, memory) in &mut self.memory {
                 match live.get(uid) {
-                    Some(_) => memory.missing_since = None,
+                    Some(domain) => {
+                        memory.missing_since = None;
+                        if domain.state == LiveState::Switched {
+                            memory.whole_since.get_or_insert(now);
+                        }
+                    }
                     None => {
                         memory.missing_since.get_or_insert(now);
                     }

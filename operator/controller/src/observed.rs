@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use stockade_core::plan::Plan;
 use stockade_core::world::{Millis, World};
+use stockade_crds::v1alpha1::{MigrationOutcome, MigrationProgress, VirtualMachineMigrationStatus};
 use stockade_host::ports::Clock;
 
 /// A loop that has not turned for so long hangs: its longest wait is a second, its longest
@@ -25,6 +26,11 @@ const HANGS_AFTER: Millis = 60_000;
 const PLAN_BUCKETS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];
 /// Seconds of a call of a fence device.
 const FENCE_BUCKETS: [f64; 9] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0];
+
+/// Seconds of a live copy.
+const MOVE_BUCKETS: [f64; 9] = [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 3600.0];
+/// Seconds that a guest stands still; QEMU's own limit is 0.3.
+const DOWNTIME_BUCKETS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 5.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
@@ -67,6 +73,53 @@ struct Fenced {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Moving {
+    namespace: String,
+    vm: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: String,
+}
+
+/// How far the live copies are that are under way; one value a VM.
+#[derive(Default)]
+struct Copies {
+    processed: Family<Moving, Gauge>,
+    remaining: Family<Moving, Gauge>,
+    sent: Family<Moving, Gauge>,
+    changed: Family<Moving, Gauge>,
+}
+
+impl Copies {
+    fn register(&self, r: &mut Registry) {
+        let mut gauge = |name: &str, help: &str, family: &Family<Moving, Gauge>| {
+            let help = format!("{help}, of a live move that is under way; set by the leader");
+            r.register(name, help, family.clone());
+        };
+        gauge("migration_processed_bytes", "Bytes that were sent", &self.processed);
+        gauge("migration_remaining_bytes", "Bytes still to be sent", &self.remaining);
+        gauge("migration_bytes_per_second", "Bytes sent in a second", &self.sent);
+        let help = "Bytes of memory that the guest changes in a second";
+        gauge("migration_dirty_bytes_per_second", help, &self.changed);
+    }
+
+    fn clear(&self) {
+        for family in [&self.processed, &self.remaining, &self.sent, &self.changed] {
+            family.clear();
+        }
+    }
+
+    fn set(&self, labels: &Moving, progress: &MigrationProgress) {
+        self.processed.get_or_create(labels).set(progress.processed_bytes);
+        self.remaining.get_or_create(labels).set(progress.remaining_bytes);
+        self.sent.get_or_create(labels).set(progress.bytes_per_second);
+        self.changed.get_or_create(labels).set(progress.dirty_bytes_per_second);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
 }
@@ -85,6 +138,10 @@ pub struct Observed {
     fence_calls: Family<Fenced, Counter>,
     fence_seconds: Family<Fencing, Histogram>,
     fence_ok: Family<Device, Gauge>,
+    copies: Copies,
+    moves: Family<Outcome, Counter>,
+    move_seconds: Histogram,
+    move_downtime: Histogram,
     vms: Family<State, Gauge>,
     hosts: Family<State, Gauge>,
     certificates: Family<Proof, Gauge>,
@@ -117,6 +174,10 @@ impl Observed {
             fence_calls: Family::default(),
             fence_seconds: Family::new_with_constructor(fence_histogram),
             fence_ok: Family::default(),
+            copies: Copies::default(),
+            moves: Family::default(),
+            move_seconds: Histogram::new(MOVE_BUCKETS),
+            move_downtime: Histogram::new(DOWNTIME_BUCKETS),
             vms: Family::default(),
             hosts: Family::default(),
             certificates: Family::default(),
@@ -159,6 +220,18 @@ impl Observed {
             "fence_device_last_ok_timestamp_seconds",
             "When a call of the device last succeeded, seconds since the Unix epoch",
             self.fence_ok.clone(),
+        );
+        self.copies.register(r);
+        r.register("migrations", "Moves that are over, by outcome", self.moves.clone());
+        r.register(
+            "migration_duration_seconds",
+            "Time that the copy of a live move took which succeeded",
+            self.move_seconds.clone(),
+        );
+        r.register(
+            "migration_downtime_seconds",
+            "Time that the guest stood still in a live move which succeeded",
+            self.move_downtime.clone(),
         );
         r.register(
             "vms",
@@ -236,6 +309,7 @@ impl Observed {
             self.vms.clear();
             self.hosts.clear();
             self.certificates.clear();
+            self.copies.clear();
         }
     }
 
@@ -256,6 +330,14 @@ impl Observed {
             let proof = proof.map_or_else(|| "None".to_owned(), |kind| format!("{kind:?}"));
             self.certificates.get_or_create(&Proof { proof }).inc();
         }
+        self.copies.clear();
+        for (key, report) in &plan.migrations {
+            let under_way = report.status.outcome == MigrationOutcome::Pending;
+            let Some(progress) = report.status.progress.filter(|_| under_way) else { continue };
+            let Some(object) = world.migrations.get(key) else { continue };
+            let labels = Moving { namespace: key.namespace.clone(), vm: object.spec.vm.clone() };
+            self.copies.set(&labels, &progress);
+        }
         if let Some(policy) = &plan.policy {
             self.tolerates.set(i64::from(policy.status.tolerates));
             self.brake.set(i64::from(policy.status.brake_count));
@@ -264,6 +346,24 @@ impl Observed {
 
     pub(crate) fn placed(&self) {
         self.placements.inc();
+    }
+
+    /// A move is over: its status says so, and did not before.
+    pub(crate) fn moved(&self, status: &VirtualMachineMigrationStatus) {
+        let labels = Outcome { outcome: format!("{:?}", status.outcome) };
+        self.moves.get_or_create(&labels).inc();
+        if status.outcome != MigrationOutcome::Succeeded {
+            return;
+        }
+        let seconds = |millis: i64| {
+            Duration::from_millis(u64::try_from(millis).unwrap_or_default()).as_secs_f64()
+        };
+        if let Some(progress) = &status.progress {
+            self.move_seconds.observe(seconds(progress.elapsed_milliseconds));
+        }
+        if let Some(downtime) = status.downtime_milliseconds {
+            self.move_downtime.observe(seconds(downtime));
+        }
     }
 
     pub(crate) fn told(&self, reason: &str) {
@@ -347,10 +447,22 @@ mod tests {
         observed.fenced(("bmc-a", "fence_ipmilan", "Off"), "Done", 150);
         observed.fenced(("bmc-b", "fence_ipmilan", "Off"), "Failed", 20_000);
         let mut world = World::default();
+        let mut plan = Plan::default();
         let key = stockade_core::world::Key::new("default", "a");
+        let one = serde_json::json!({"metadata": {"name": "a"}, "spec": {"vm": "web"},
+            "status": {"outcome": "Pending", "downtimeMilliseconds": 40,
+                "progress": {"remainingBytes": 7, "elapsedMilliseconds": 2_000}}});
+        let one: stockade_crds::v1alpha1::VirtualMachineMigration =
+            serde_json::from_value(one).unwrap();
+        let mut status = one.status.clone().unwrap();
+        let report = stockade_core::plan::Report { status: status.clone(), conditions: Vec::new() };
+        plan.migrations.push((key.clone(), report));
+        world.migrations.insert(key.clone(), Arc::new(one));
+        status.outcome = MigrationOutcome::Succeeded;
+        observed.moved(&status);
         let vm = serde_json::json!({"metadata": {"name": "a"}, "spec": {"memory": "1Gi"}});
         world.vms.insert(key, Arc::new(serde_json::from_value(vm).unwrap()));
-        observed.planned(&world, &Plan::default(), Duration::from_millis(2));
+        observed.planned(&world, &plan, Duration::from_millis(2));
         let text = observed.text();
         for line in [
             "stockade_controller_leading 1\n",
@@ -361,6 +473,10 @@ mod tests {
             "stockade_fence_duration_seconds_bucket{le=\"0.25\",agent=\"fence_ipmilan\",action=\"Off\"} 1\n",
             "stockade_fence_device_last_ok_timestamp_seconds{device=\"bmc-a\"} 1700000000\n",
             "stockade_plan_duration_seconds_count 1\n",
+            "stockade_migration_remaining_bytes{namespace=\"default\",vm=\"web\"} 7\n",
+            "stockade_migrations_total{outcome=\"Succeeded\"} 1\n",
+            "stockade_migration_downtime_seconds_sum 0.04\n",
+            "stockade_migration_duration_seconds_sum 2.0\n",
         ] {
             assert!(text.contains(line), "{line}{text}");
         }

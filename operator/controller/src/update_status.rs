@@ -9,8 +9,8 @@ use stockade_core::plan::{Basis, Plan, Report};
 use stockade_core::world::{Key, World};
 use stockade_crds::conditions::{Decided, merge};
 use stockade_crds::v1alpha1::{
-    AvailabilityPolicy, FenceDevice, Host, HostFence, LockManager, SharedStorage, VirtualMachine,
-    VirtualMachineMigration, VirtualMachineStatus,
+    AvailabilityPolicy, FenceDevice, Host, HostFence, LockManager, MigrationOutcome, SharedStorage,
+    VirtualMachine, VirtualMachineMigration, VirtualMachineStatus,
 };
 
 use crate::ControllerError;
@@ -170,9 +170,27 @@ pub(crate) async fn update(shared: &Shared, world: &World, plan: &Plan) -> Vec<C
         AvailabilityPolicy,
         "AvailabilityPolicy"
     );
-    futures::stream::iter(calls)
+    let changes: Vec<Change> = futures::stream::iter(calls)
         .buffered(AT_ONCE)
         .filter_map(|change| async move { change })
         .collect()
-        .await
+        .await;
+    count_moves(shared, world, &changes);
+    changes
+}
+
+/// Counts the moves whose outcome was just written.
+fn count_moves(shared: &Shared, world: &World, changes: &[Change]) {
+    let is_over = |migration: &VirtualMachineMigration| {
+        migration.status.as_ref().is_some_and(|s| s.outcome != MigrationOutcome::Pending)
+    };
+    for change in changes {
+        let Change::VirtualMachineMigration(Event::Apply(written)) = change else { continue };
+        let before = world.migrations.get(&Key::of(&written.metadata));
+        if let Some(status) = written.status.as_ref().filter(|_| is_over(written))
+            && before.is_none_or(|before| !is_over(before))
+        {
+            shared.observed.moved(status);
+        }
+    }
 }

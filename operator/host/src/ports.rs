@@ -6,10 +6,12 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use stockade_crds::v1alpha1::{
     AgentExport, AgentLock, AgentStorage, DomainSpec, ExportReport, FenceDeviceSpec, GoingDown,
-    HypervisorKind, LockReport, MachineDisk, MoveIdentity, MoveRequests, SelfFence, StorageReport,
+    HypervisorKind, LockReport, MachineDisk, MigrationProgress, MoveIdentity, MoveRequests,
+    SelfFence, StorageReport,
 };
 use tokio::sync::mpsc;
 
+pub use stockade_core::agent::moves::Arrival;
 pub use stockade_core::agent::types::{
     Beat, JournalState, JournalVm, LiveChange, LiveDomain, LiveState, OwnerRecord, Presence,
     RecordState, Started, StopReason,
@@ -154,9 +156,13 @@ pub trait Hypervisor: Send + Sync {
     fn prepare_incoming<'a>(&'a self, order: &'a DomainSpec) -> BoxFuture<'a, HostResult<()>>;
     /// Moves a running domain to a peer; returns when it is over.
     fn migrate<'a>(&'a self, request: &'a MigrateRequest) -> BoxFuture<'a, HostResult<()>>;
-    /// The job of a move away that is under way, if one is: how far it is, in any unit that
-    /// rises while it gets on.
-    fn migration_job<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<u64>>>;
+    /// How far a move away is; `None`: none is under way.
+    fn migration_job<'a>(
+        &'a self,
+        vm_uid: &'a str,
+    ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>>;
+    /// What the move took that brought a domain here; `None`: the hypervisor does not know.
+    fn arrival<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<Arrival>>>;
     /// Aborts a running move; the outcome is read by `list`.
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>>;
     /// Asks the guest to shut down.

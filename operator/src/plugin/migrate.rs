@@ -65,7 +65,10 @@ fn stands(found: Option<&VirtualMachineMigration>) -> Seen<Result<String, String
     let message = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.message.clone());
     let message = message.unwrap_or_default();
     match status.outcome {
-        MigrationOutcome::Pending => Seen::Pending(message),
+        MigrationOutcome::Pending => match &status.progress {
+            Some(progress) => Seen::Pending(format!("{message}: {} %", progress.percent)),
+            None => Seen::Pending(message),
+        },
         MigrationOutcome::Succeeded => Seen::Over(Ok(format!("VM {vm} {message}"))),
         MigrationOutcome::Failed => {
             Seen::Over(Err(format!("the move of VM {vm} failed: {message}")))
@@ -84,6 +87,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
     use serde_json::json;
+    use stockade_crds::v1alpha1::MigrationProgress;
 
     use super::*;
 
@@ -103,5 +107,10 @@ mod tests {
             assert!(why.contains(&outcome.to_lowercase()) && why.contains("cordoned"), "{why}");
         }
         assert!(matches!(stands(None), Seen::Over(Err(_))));
+        let mut copying = of("Pending");
+        copying.status.as_mut().unwrap().progress =
+            Some(MigrationProgress { percent: 40, ..MigrationProgress::default() });
+        let Seen::Pending(text) = stands(Some(&copying)) else { unreachable!() };
+        assert!(text.ends_with(": 40 %"), "{text}");
     }
 }

@@ -11,8 +11,8 @@
 //! hypervisor at most once: the journal knows which.
 
 use stockade_crds::v1alpha1::{
-    DomainSpec, End, MigrationOrder, MigrationReport, MigrationSide, MigrationState, MigrationStep,
-    Want,
+    DomainSpec, End, MigrationOrder, MigrationProgress, MigrationReport, MigrationSide,
+    MigrationState, MigrationStep, Want,
 };
 
 use super::decide::{HostAction, START_WAIT};
@@ -21,6 +21,8 @@ use super::types::{JournalVm, LiveState};
 
 /// A copy that has not got on for so long is called off, in milliseconds, if its order says nothing.
 pub const STALLED: u64 = 30_000;
+/// Between two tellings of how far a copy is, in milliseconds.
+pub const TELL: u64 = 2_000;
 /// Between two calls that call the same copy off, in milliseconds.
 pub const ABORT_AGAIN: u64 = 5_000;
 /// A copy that was called off this long ago and is not over hangs, in milliseconds.
@@ -47,16 +49,53 @@ pub enum CopyEnd {
 }
 
 /// What the hypervisor said of a move's job when it was last asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Job {
     /// One is under way.
     pub active: bool,
-    /// How far it is, in any unit that rises.
-    pub moved: u64,
-    /// Since when it has been that far.
+    /// How far it is.
+    pub progress: MigrationProgress,
+    /// Since when so many bytes have been sent.
     pub since: u64,
-    /// When this run of the agent first saw it.
-    pub began: u64,
+    /// What people are told of it, and since when: each change of it is a write to the API.
+    pub told: (MigrationProgress, u64),
+}
+
+impl Job {
+    /// What is known after one more reading; `None`: there is no job any more.
+    #[must_use]
+    pub fn read(before: Option<Self>, reading: Option<MigrationProgress>, now: u64) -> Self {
+        let Some(before) = before else {
+            let progress = reading.unwrap_or_default();
+            let told = (MigrationProgress::default(), now);
+            return Self { active: reading.is_some(), progress, since: now, told };
+        };
+        let progress = reading.unwrap_or(before.progress);
+        let still = progress.processed_bytes == before.progress.processed_bytes;
+        let due = now.saturating_sub(before.told.1) >= TELL;
+        let tells = due && is_a_step(&before.told.0, &progress);
+        Self {
+            active: reading.is_some(),
+            progress,
+            since: if still { before.since } else { now },
+            told: if tells { (progress, now) } else { before.told },
+        }
+    }
+}
+
+/// Whether a reading is worth a write: another percent, or a twentieth of the memory sent.
+fn is_a_step(told: &MigrationProgress, now: &MigrationProgress) -> bool {
+    let sent = now.processed_bytes.saturating_sub(told.processed_bytes);
+    told.percent != now.percent || (sent > 0 && sent >= now.total_bytes.div_euclid(20))
+}
+
+/// What a move that came in took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// What was sent in all.
+    pub progress: MigrationProgress,
+    /// For how long the guest stood still, in milliseconds; 0: not known.
+    pub downtime_milliseconds: i64,
 }
 
 /// The part of a source in an order.
@@ -92,7 +131,9 @@ fn too_slow(order: &DomainSpec, m: &MigrationOrder, memory: &VmMemory, now: u64)
     let still = if still == 0 { STALLED } else { still };
     let gibs = order.machine.memory_mib.saturating_add(1_023).div_euclid(1_024);
     let limit = seconds(i64::from(m.completion_seconds_per_gib).saturating_mul(gibs));
-    now.saturating_sub(job.since) >= still || (limit > 0 && now.saturating_sub(job.began) >= limit)
+    // By the hypervisor's own count, which goes on while no agent is there.
+    let took = u64::try_from(job.progress.elapsed_milliseconds).unwrap_or(0);
+    now.saturating_sub(job.since) >= still || (limit > 0 && took >= limit)
 }
 
 /// What the source does about its part; `None`: nothing now.
@@ -199,7 +240,27 @@ pub fn report(
         MigrationSide::Source => source_state(m, order, j, live, memory, now),
         MigrationSide::Target => target_state(order, j?, live, memory)?,
     };
-    Some(MigrationReport { id: m.id.clone(), state, message })
+    let known = match m.side {
+        MigrationSide::Source => memory
+            .job
+            .map(|job| Arrival { progress: job.told.0, ..Arrival::default() })
+            .filter(|_| j.is_some_and(|j| begun(m, j))),
+        MigrationSide::Target => memory.arrival,
+    };
+    let known = known.filter(|k| k.progress.total_bytes > 0);
+    let Arrival { progress, downtime_milliseconds } =
+        known.unwrap_or_else(|| last_told(o, order, m));
+    Some(MigrationReport { id: m.id.clone(), state, message, progress, downtime_milliseconds })
+}
+
+/// What was last told of a move that this run of the agent has not measured yet.
+fn last_told(o: &Observed, order: &DomainSpec, m: &MigrationOrder) -> Arrival {
+    let told = o.order(&order.vm.uid).and_then(|o| o.status.as_ref()?.migration.as_ref());
+    let told = told.filter(|told| told.id == m.id);
+    told.map_or_else(Arrival::default, |told| Arrival {
+        progress: told.progress,
+        downtime_milliseconds: told.downtime_milliseconds,
+    })
 }
 
 fn source_state(

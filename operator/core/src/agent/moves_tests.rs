@@ -3,7 +3,7 @@
 use stockade_crds::v1alpha1::*;
 
 use super::decide::HostAction;
-use super::moves::{Copy, CopyEnd, HANGS, Job, STALLED};
+use super::moves::{Arrival, Copy, CopyEnd, HANGS, Job, STALLED};
 use super::records::judge;
 use super::tests::{UID, gone, live, only, order, ran, record, world};
 use super::types::*;
@@ -108,8 +108,7 @@ fn a_move_is_handed_to_the_hypervisor_at_most_once() {
     let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
     let mut o = world(Some(source(MigrationStep::Copy)), Some(begun), running);
     assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Copying)));
-    o.memory.entry(UID.into()).or_default().job =
-        Some(Job { active: false, moved: 0, since: 0, began: 0 });
+    o.memory.entry(UID.into()).or_default().job = Some(Job::default());
     assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Failed)));
     o.live = Some([(UID.to_owned(), live(E, LiveState::Switched))].into());
     assert_eq!(
@@ -131,13 +130,61 @@ fn a_copy_is_called_off_by_the_limits_of_its_order() {
     let mut o = world(Some(order), Some(begun), Some(live(E, LiveState::Running)));
     let memory = o.memory.entry(UID.into()).or_default();
     memory.copy = Some(Copy { id: "m1".into(), end: None });
-    memory.job = Some(Job { active: true, moved: 5, since: 15_000, began: 0 });
-    assert_eq!(only(&o, 19_999), None, "it gets on");
+    let took = |elapsed_milliseconds| {
+        let progress = MigrationProgress { elapsed_milliseconds, ..MigrationProgress::default() };
+        Some(Job { active: true, progress, since: 15_000, ..Job::default() })
+    };
+    memory.job = took(19_999);
+    assert_eq!(only(&o, 20_000), None, "it gets on");
+    o.memory.entry(UID.into()).or_default().job = took(20_000);
     assert_eq!(only(&o, 20_000), Some(HostAction::AbortMove), "two GiB, ten seconds each");
     let memory = o.memory.entry(UID.into()).or_default();
-    memory.job = Some(Job { active: true, moved: 5, since: 0, began: 0 });
+    memory.job = Some(Job { active: true, ..Job::default() });
     assert_eq!(only(&o, 11_999), None);
     assert_eq!(only(&o, 12_000), Some(HostAction::AbortMove), "it stands still");
+}
+
+#[test]
+fn what_a_move_took_is_told_by_the_side_that_took_it_in() {
+    let arrived = JournalVm { incoming: false, open: false, ..taken_in() };
+    let running = Some(live(E, LiveState::Running));
+    let mut o = world(Some(target(MigrationStep::Commit)), Some(arrived), running);
+    let progress = MigrationProgress { percent: 100, total_bytes: 9, ..Default::default() };
+    o.memory.entry(UID.into()).or_default().arrival =
+        Some(Arrival { progress, downtime_milliseconds: 42 });
+    let report = status_of(&o, UID, 0).unwrap().migration.unwrap();
+    assert_eq!((report.progress, report.downtime_milliseconds), (progress, 42));
+}
+
+#[test]
+fn how_far_a_copy_is_is_told_every_two_seconds_at_most_and_only_if_it_got_on() {
+    let at = |percent: i32| MigrationProgress {
+        percent,
+        total_bytes: 1_000,
+        processed_bytes: i64::from(percent) * 10,
+        remaining_bytes: 1_000 - i64::from(percent) * 10,
+        ..MigrationProgress::default()
+    };
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let mut o =
+        world(Some(source(MigrationStep::Copy)), Some(begun), Some(live(E, LiveState::Running)));
+    let mut told = Vec::new();
+    // It gets on for five seconds, stands still for ten, and is over.
+    for now in (0..20_000).step_by(500) {
+        let percent = i32::try_from(now / 100).unwrap().min(50);
+        let memory = o.memory.entry(UID.into()).or_default();
+        memory.job = Some(Job::read(memory.job, (now < 15_000).then(|| at(percent)), now));
+        let status = status_of(&o, UID, now).unwrap();
+        let order = o.orders.as_mut().unwrap().get_mut(UID).unwrap();
+        if order.status.as_ref() != Some(&status) {
+            told.push((now, status.migration.as_ref().unwrap().progress.percent));
+            order.status = Some(status);
+        }
+    }
+    assert_eq!(told, [(0, 0), (2_000, 20), (4_000, 40), (6_000, 50), (15_000, 50)]);
+    // The next run of the agent takes nothing back.
+    o.memory.clear();
+    assert_eq!(status_of(&o, UID, 20_000).unwrap().migration.unwrap().progress.percent, 50);
 }
 
 #[test]
@@ -147,7 +194,7 @@ fn a_copy_that_stalls_or_is_unwanted_is_called_off() {
     let mut o = world(Some(source(MigrationStep::Copy)), Some(begun.clone()), running.clone());
     let memory = o.memory.entry(UID.into()).or_default();
     memory.copy = Some(Copy { id: "m1".into(), end: None });
-    memory.job = Some(Job { active: true, moved: 5, since: 0, began: 0 });
+    memory.job = Some(Job { active: true, ..Job::default() });
     assert_eq!(only(&o, STALLED - 1), None);
     assert_eq!(only(&o, STALLED), Some(HostAction::AbortMove));
     let mut o = world(Some(source(MigrationStep::Abort)), Some(begun), running);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use stockade_crds::v1alpha1::{DomainSpec, DomainStatus, LockKind, LockReport, StorageReport};
 
 use super::Guards;
-use super::moves::{Copy, Job};
+use super::moves::{Arrival, Copy, Job};
 use super::types::{
     JournalState, JournalVm, LiveChange, LiveDomain, Presence, Started, StopReason,
 };
@@ -84,6 +84,10 @@ pub struct VmMemory {
     pub copy: Option<Copy>,
     /// The move's job, as last read; `None`: not read yet.
     pub job: Option<Job>,
+    /// What the move that brought it here took, as far as the hypervisor knows.
+    pub arrival: Option<Arrival>,
+    /// Since when it is here whole and paused.
+    pub whole_since: Option<u64>,
     /// When the move away was first and last called off.
     pub abort_asked: Option<(u64, u64)>,
 }
@@ -111,6 +115,8 @@ impl Default for VmMemory {
             deleted_order: 0,
             copy: None,
             job: None,
+            arrival: None,
+            whole_since: None,
             abort_asked: None,
         }
     }

@@ -2,8 +2,8 @@
 
 use stockade_crds::v1alpha1::{
     BootReference, DomainSpec, DomainState, DomainStatus, End, EpochState, HostState,
-    MigrationOrder, MigrationSettings, MigrationSide, MigrationState, MigrationStep, PlacedEpoch,
-    VirtualMachine, VmMove,
+    MigrationOrder, MigrationReport, MigrationSettings, MigrationSide, MigrationState,
+    MigrationStep, PlacedEpoch, VirtualMachine, VirtualMachineMigrationStatus, VmMove,
 };
 
 use crate::ha::host_state::HostFacts;
@@ -278,6 +278,43 @@ pub(crate) fn order(
         parallel_connections: settings.parallel_connections,
         completion_seconds_per_gib: settings.completion_seconds_per_gib,
         progress_seconds: settings.progress_seconds,
+    }
+}
+
+/// What one side says of a move.
+fn told<'a>(
+    world: &'a World,
+    vm_uid: &str,
+    (host, epoch): (&str, i64),
+    moving: &VmMove,
+) -> Option<&'a MigrationReport> {
+    let said = world.order(host, vm_uid)?.status.as_ref().filter(|s| s.epoch == epoch)?;
+    said.migration.as_ref().filter(|report| report.id == moving.uid)
+}
+
+/// Whether the target has all of the VM and has yet to resume it.
+pub(crate) fn resumes(world: &World, vm: &VirtualMachine, moving: &VmMove) -> bool {
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let target = told(world, uid, (&moving.target, moving.epoch), moving);
+    !vm.spec.paused && target.is_some_and(|report| report.state == MigrationState::Switched)
+}
+
+/// Writes into a status how far the copy is, or what it took; what is not measured stays as it is.
+pub(crate) fn measure(
+    world: &World,
+    vm: &VirtualMachine,
+    moving: &VmMove,
+    status: &mut VirtualMachineMigrationStatus,
+) {
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let target = told(world, uid, (&moving.target, moving.epoch), moving);
+    let source = told(world, uid, (&moving.source, moving.source_epoch), moving);
+    let mut known = [target, source].into_iter().flatten().map(|report| report.progress);
+    if let Some(progress) = known.find(|progress| progress.total_bytes > 0) {
+        status.progress = Some(progress);
+    }
+    if let Some(report) = target.filter(|report| report.downtime_milliseconds > 0) {
+        status.downtime_milliseconds = Some(report.downtime_milliseconds);
     }
 }
 

@@ -238,9 +238,14 @@ fn under_way(
     let Some(decision) = decisions.get(&vm) else {
         return report(migration, MigrationOutcome::Failed, "VmGone", "the VM is gone");
     };
+    let object = world.vms.get(&vm);
     let mut report = if moving.live {
         let to = &moving.target;
         match &decision.next {
+            Some(Next::Done) if object.is_some_and(|vm| live::resumes(world, vm, moving)) => {
+                let message = format!("{to} resumes it");
+                report(migration, MigrationOutcome::Pending, "Finishing", message)
+            }
             Some(Next::Done) => {
                 let message = format!("runs on {to}");
                 report(migration, MigrationOutcome::Succeeded, "Moved", message)
@@ -285,6 +290,9 @@ fn under_way(
     report.status.source = Some(moving.source.clone());
     report.status.target = Some(moving.target.clone());
     report.status.epoch = moving.epoch;
+    if let Some(vm) = object.filter(|_| moving.live) {
+        live::measure(world, vm, moving, &mut report.status);
+    }
     report
 }
 

@@ -3,8 +3,8 @@
 
 use serde_json::json;
 use stockade_crds::v1alpha1::{
-    DomainSpec, DomainState, DomainStatus, End, EpochState, MigrationReport, MigrationSettings,
-    MigrationState, PlacedEpoch, VmMove,
+    DomainSpec, DomainState, DomainStatus, End, EpochState, MigrationProgress, MigrationReport,
+    MigrationSettings, MigrationState, PlacedEpoch, VmMove,
 };
 
 use super::live::{Next, Side, Sides};
@@ -71,6 +71,8 @@ impl Case {
                     id: "m1".into(),
                     state,
                     message: String::new(),
+                    progress: MigrationProgress::default(),
+                    downtime_milliseconds: 0,
                 }),
                 ..DomainStatus::default()
             });

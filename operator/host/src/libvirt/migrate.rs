@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use stockade_core::render::with_epoch;
-use virt::domain::{Domain, MigrateParameters};
-use virt::error::Error;
+use virt::domain::MigrateParameters;
 use virt::sys;
 
 use super::connect::Connection;
@@ -49,14 +48,6 @@ impl Default for MigrationOptions {
             tls: true,
         }
     }
-}
-
-/// The bytes that a job of the domain has moved; `None`: none is under way.
-pub(super) fn job(domain: &Domain) -> Result<Option<u64>, Error> {
-    let info = domain.job_info()?;
-    let under_way = [sys::VIR_DOMAIN_JOB_BOUNDED, sys::VIR_DOMAIN_JOB_UNBOUNDED];
-    let active = under_way.iter().any(|kind| i64::from(*kind) == i64::from(info.r#type));
-    Ok(active.then(|| info.data_processed.unwrap_or(0)))
 }
 
 /// Moves a running domain; returns when it is over.

@@ -12,6 +12,7 @@ mod identity;
 mod lock;
 mod migrate;
 mod owner;
+mod progress;
 mod records;
 mod sanlock;
 
@@ -25,7 +26,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use stockade_core::render::{DOMAIN_NAMESPACE, HostRenderFacts, domain_name, domain_xml};
 use stockade_crds::v1alpha1::{
-    AgentLock, DomainSpec, HypervisorKind, LockKind, LockReport, MoveIdentity, MoveRequests,
+    AgentLock, DomainSpec, HypervisorKind, LockKind, LockReport, MigrationProgress, MoveIdentity,
+    MoveRequests,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -36,7 +38,7 @@ use virt::sys;
 
 use crate::error::{HostError, HostResult};
 use crate::ports::{
-    Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
+    Arrival, Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
     Started, StopReason,
 };
 use crate::process::ProcessId;
@@ -526,8 +528,15 @@ impl Hypervisor for Libvirt {
         migrate::migrate(&self.connection, &self.options.migration, request).boxed()
     }
 
-    fn migration_job<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<u64>>> {
-        self.on_domain("read move", vm_uid, migrate::job).boxed()
+    fn migration_job<'a>(
+        &'a self,
+        vm_uid: &'a str,
+    ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>> {
+        self.on_domain("read move", vm_uid, progress::under_way).boxed()
+    }
+
+    fn arrival<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<Arrival>>> {
+        self.on_domain("read move", vm_uid, progress::arrival).boxed()
     }
 
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {

@@ -2,11 +2,11 @@
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use stockade_crds::v1alpha1::{AgentLock, DomainSpec, LockReport};
+use stockade_crds::v1alpha1::{AgentLock, DomainSpec, LockReport, MigrationProgress};
 use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::{
-    Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
-    Started, StopReason,
+    Arrival, Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest,
+    Presence, Started, StopReason,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -196,10 +196,27 @@ impl Hypervisor for SimHypervisor {
         .boxed()
     }
 
-    fn migration_job<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<u64>>> {
+    fn migration_job<'a>(
+        &'a self,
+        vm_uid: &'a str,
+    ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>> {
         async move {
             self.daemon("read move").await?;
-            Ok(self.with_qemu(vm_uid, |q| q.moving_to.as_ref().map(|_| q.copied_ms)).flatten())
+            let w = self.0.sim.lock();
+            let found = w.machines.get(&self.0.host).and_then(|m| m.qemus.get(vm_uid));
+            let moving = found.filter(|q| q.moving_to.is_some());
+            Ok(moving.map(|q| moves::progress(q, w.profile(&q.vm).migrate_ms)))
+        }
+        .boxed()
+    }
+
+    fn arrival<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<Arrival>>> {
+        async move {
+            self.daemon("read move").await?;
+            let w = self.0.sim.lock();
+            let found = w.machines.get(&self.0.host).and_then(|m| m.qemus.get(vm_uid));
+            let came = found.filter(|q| q.whole_at.is_some());
+            Ok(came.map(|q| moves::arrival(q, w.profile(&q.vm).migrate_ms)))
         }
         .boxed()
     }

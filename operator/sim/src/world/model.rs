@@ -145,6 +145,10 @@ pub struct Qemu {
     pub moving_to: Option<String>,
     /// How far the copy is: milliseconds that it went on.
     pub copied_ms: u64,
+    /// When all of it had come in by a live move, in milliseconds since second 0.
+    pub whole_at: Option<u64>,
+    /// When it was first executed after that.
+    pub resumed_at: Option<u64>,
     /// The move was asked to abort.
     pub abort: bool,
     /// Its guest was asked to shut down.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use stockade_crds::v1alpha1::DomainSpec;
+use stockade_crds::v1alpha1::{DomainSpec, MigrationProgress};
 use stockade_host::error::{HostError, HostResult};
-use stockade_host::ports::MigrateRequest;
+use stockade_host::ports::{Arrival, MigrateRequest};
 
 use super::event::{Doer, Seen, What};
-use super::model::{Fail, FailAs, FailOp, Kernel, Net, OpenDisk, QemuState, Stage};
+use super::model::{Fail, FailAs, FailOp, Kernel, Net, OpenDisk, Qemu, QemuState, Stage};
 use super::qemu::Ending;
 use super::{Sim, World};
 
@@ -26,6 +26,37 @@ pub(crate) async fn prepare(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> H
         w.tell(host, &order.vm.uid, None);
     }
     made.map(|_| ()).map_err(|why| HostError::failed("prepare", &order.vm.name, why))
+}
+
+/// How far the copy of a domain is: its memory goes over evenly.
+pub(crate) fn progress(q: &Qemu, copy_ms: u64) -> MigrationProgress {
+    let share = |bytes: i64, part: u64, of: u64| {
+        let (part, of) = (part.min(of), of.max(1));
+        let part = i128::from(bytes) * i128::from(part) / i128::from(of);
+        i64::try_from(part).unwrap_or(bytes)
+    };
+    let total = q.memory_mib.saturating_mul(1024 * 1024);
+    let processed = share(total, q.copied_ms, copy_ms);
+    MigrationProgress {
+        percent: i32::try_from(share(100, q.copied_ms, copy_ms)).unwrap_or(100),
+        total_bytes: total,
+        processed_bytes: processed,
+        remaining_bytes: total - processed,
+        dirty_bytes_per_second: 0,
+        bytes_per_second: share(total, 1_000, copy_ms),
+        elapsed_milliseconds: i64::try_from(q.copied_ms).unwrap_or(i64::MAX),
+    }
+}
+
+/// What the copy took that brought a domain here.
+pub(crate) fn arrival(q: &Qemu, copy_ms: u64) -> Arrival {
+    let whole = Qemu { copied_ms: copy_ms, ..q.clone() };
+    // Nothing is lost between the sides: it stands still until it is resumed here.
+    let still = q.whole_at.zip(q.resumed_at).map_or(0, |(from, to)| to.saturating_sub(from));
+    Arrival {
+        progress: progress(&whole, copy_ms),
+        downtime_milliseconds: i64::try_from(still).unwrap_or(i64::MAX).max(1),
+    }
 }
 
 /// Moves a domain; returns when it is over.
@@ -196,6 +227,7 @@ impl World {
         to: &str,
         paused: bool,
     ) -> Result<(), String> {
+        let now = self.since_zero();
         let source = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
         let Some(source) = source else { return Err("the source is gone".to_owned()) };
         source.state = QemuState::Switched;
@@ -209,6 +241,7 @@ impl World {
         let target = self.machines.get_mut(to).and_then(|m| m.qemus.get_mut(uid));
         let Some(target) = target else { return Err("the target is gone".to_owned()) };
         target.state = QemuState::Switched;
+        target.whole_at = Some(now);
         target.knows = knows;
         let target_pid = target.pid;
         if let Some(kind) = lock {

@@ -122,6 +122,9 @@ impl World {
             return;
         };
         q.state = QemuState::Running;
+        if q.whole_at.is_some() {
+            q.resumed_at.get_or_insert(at);
+        }
         let (vm, knows, unlocked) = (q.vm.clone(), q.knows.clone(), q.unlocked);
         let stale = knows
             .iter()
@@ -292,6 +295,8 @@ impl World {
             knows: BTreeMap::new(),
             moving_to: None,
             copied_ms: 0,
+            whole_at: None,
+            resumed_at: None,
             abort: false,
             asked: false,
             undead: false,
@@ -390,6 +395,8 @@ impl World {
             knows: BTreeMap::new(),
             moving_to: None,
             copied_ms: 0,
+            whole_at: None,
+            resumed_at: None,
             abort: false,
             asked: false,
             undead: false,
