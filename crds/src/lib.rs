@@ -30,6 +30,7 @@ pub fn all_crds() -> Vec<CustomResourceDefinition> {
     [
         v1alpha1::VirtualMachine::crd(),
         v1alpha1::VirtualMachineMigration::crd(),
+        v1alpha1::VirtualMachineConsole::crd(),
         v1alpha1::Host::crd(),
         v1alpha1::SharedStorage::crd(),
         v1alpha1::LockManager::crd(),

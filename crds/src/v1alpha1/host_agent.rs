@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ApiLoss, FileOwner, Lineage, LockKind, SelfFence};
+use super::{ApiLoss, ConsoleDevice, ConsoleState, FileOwner, Lineage, LockKind, SelfFence};
 
 /// What a host is to mount, join and arm. Written by the controller alone.
 #[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -57,6 +57,50 @@ pub struct HostAgentSpec {
     /// What the host shows its peers in live moves; absent until it is signed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<MoveIdentity>,
+    /// Tickets for consoles that the host takes.
+    #[schemars(length(max = 64))]
+    pub consoles: Vec<AgentConsole>,
+}
+
+/// A ticket for a console, as its host takes it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentConsole {
+    /// Uid of the VirtualMachineConsole.
+    #[schemars(length(min = 1, max = 64))]
+    pub id: String,
+    /// Address on which it is taken: the one that the Host declares.
+    #[schemars(length(min = 1, max = 253))]
+    pub address: String,
+    /// The VM's uid.
+    #[schemars(length(min = 1, max = 64))]
+    pub vm_uid: String,
+    /// The epoch that runs here.
+    pub epoch: i64,
+    /// Which console.
+    pub device: ConsoleDevice,
+    /// SHA-256 of the ticket, in lower-case hex.
+    #[schemars(length(equal = 64))]
+    pub ticket_hash: String,
+}
+
+/// How a ticket stands on its host.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsoleReport {
+    /// Uid of the VirtualMachineConsole.
+    #[schemars(length(max = 64))]
+    pub id: String,
+    /// How it stands.
+    pub state: ConsoleState,
+    /// Address and port where it is taken.
+    #[serde(default)]
+    #[schemars(length(max = 300))]
+    pub address: String,
+    /// Why it is worth nothing.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
 }
 
 /// What a host shows its peers in live moves, as the controller's authority signed it.
@@ -329,6 +373,9 @@ pub struct HostAgentStatus {
     pub move_requests: Option<MoveRequests>,
     /// What was signed is in force: live moves may come and go.
     pub moves_ready: bool,
+    /// Tickets for consoles, as they stand here.
+    #[schemars(length(max = 64))]
+    pub consoles: Vec<ConsoleReport>,
     /// Trouble that a person should mend, a sentence each.
     #[schemars(length(max = 32))]
     pub problems: Vec<String>,

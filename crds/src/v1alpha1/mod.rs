@@ -1,5 +1,6 @@
 //! One kind a file.
 
+mod console;
 mod domain;
 mod fence_device;
 mod host;
@@ -11,6 +12,7 @@ mod policy;
 mod storage;
 mod vm;
 
+pub use console::*;
 pub use domain::*;
 pub use fence_device::*;
 pub use host::*;

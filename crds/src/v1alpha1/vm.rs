@@ -317,7 +317,7 @@ pub struct Console {
     /// A serial console.
     #[serde(default)]
     pub serial: bool,
-    /// VNC on the host's loopback address.
+    /// A screen, by VNC. No port of the host listens for it: `kubectl stockade vnc` alone gets there.
     #[serde(default)]
     pub vnc: bool,
 }

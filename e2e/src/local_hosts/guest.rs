@@ -79,6 +79,26 @@ const IDLE: [u8; 4] = [
     0xeb, 0xfd,                         // 02     jmp  idle
 ];
 
+/// A guest that answers each byte of its serial line with that byte and a letter, `A` for the first
+/// one since it booted, and so on: a letter that goes on is memory that went along.
+#[rustfmt::skip]
+const ECHO: [u8; 23] = [
+    0xfb,                               // 00     sti
+    0xb3, 0x41,                         // 01     mov  bl, 'A'
+    0xf4,                               // 03 idle: hlt               ; until the BIOS's next tick
+    0xba, 0xfd, 0x03,                   // 04 next: mov dx, 0x3fd     ; line status
+    0xec,                               // 07     in   al, dx
+    0xa8, 0x01,                         // 08     test al, 1          ; has a byte come?
+    0x74, 0xf7,                         // 0a     jz   idle
+    0xb2, 0xf8,                         // 0c     mov  dl, 0xf8       ; data
+    0xec,                               // 0e     in   al, dx
+    0xee,                               // 0f     out  dx, al
+    0x88, 0xd8,                         // 10     mov  al, bl
+    0xee,                               // 12     out  dx, al
+    0xfe, 0xc3,                         // 13     inc  bl
+    0xeb, 0xed,                         // 15     jmp  next
+];
+
 /// Where [`BALLAST`] lies in its boot sector.
 const BALLAST_AT: usize = 0x100;
 /// Where it has its number of pages, a little-endian u32.
@@ -127,6 +147,11 @@ fn bootable(program: &[u8]) -> [u8; SECTOR] {
 /// Writes a disk whose guest boots and halts. It obeys no ACPI.
 pub fn write_idle_disk(path: &Path) -> io::Result<()> {
     write_disk(path, &bootable(&IDLE))
+}
+
+/// Writes a disk whose guest answers on its serial line. It obeys no ACPI.
+pub fn write_echo_disk(path: &Path) -> io::Result<()> {
+    write_disk(path, &bootable(&ECHO))
 }
 
 /// Writes a new raw disk of [`GUEST_DISK_BYTES`] that boots the proving guest.

@@ -22,8 +22,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use guest::{
-    GUEST_DISK_BYTES, boot_sector, guest_boots, guest_counter, guest_domain_xml, write_guest_disk,
-    write_heavy_disk, write_idle_disk,
+    GUEST_DISK_BYTES, boot_sector, guest_boots, guest_counter, guest_domain_xml, write_echo_disk,
+    write_guest_disk, write_heavy_disk, write_idle_disk,
 };
 pub use namespace::ProcessId;
 pub use rustix::process::Signal;
@@ -332,6 +332,11 @@ impl LocalHost {
     /// The host's address among its peers; also its migration address.
     pub fn address(&self) -> String {
         self.layout.address(self.index)
+    }
+
+    /// Where people reach its agent, which lives in the machine's own network.
+    pub fn management_address(&self) -> String {
+        format!("127.77.0.{}", self.index + 1)
     }
 
     /// The host's UUID, as libvirt reports it (a real host has it from its SMBIOS).

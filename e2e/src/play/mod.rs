@@ -227,7 +227,9 @@ impl Cluster {
             let _ = write!(
                 text,
                 "---\napiVersion: stockade.dev/v1alpha1\nkind: Host\nmetadata: {{name: {name}}}\n\
-                 spec: {{addresses: {{migration: {}}}, fencing: [{{devices: [bmc-{name}]}}]}}\n",
+                 spec: {{addresses: {{management: {}, migration: {}}}, fencing: [{{devices: \
+                 [bmc-{name}]}}]}}\n",
+                host.management_address(),
                 host.address()
             );
             if let Some(bmc) = self.bmcs.get(&name) {

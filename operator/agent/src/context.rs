@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use stockade_crds::names::host_namespace;
 use stockade_crds::v1alpha1::{
-    Domain, ExportReport, HostAgent, HostAgentSpec, MoveRequests, SelfFence, StorageReport,
+    ConsoleReport, Domain, ExportReport, HostAgent, HostAgentSpec, MoveRequests, SelfFence,
+    StorageReport,
 };
 use stockade_host::ports::{AgentPorts, Beat, MachineFacts};
 use stockade_host::{HostError, HostResult};
@@ -34,12 +35,16 @@ pub(crate) struct Context {
     pub(crate) facts: Mutex<MachineFacts>,
     /// HostAgent.spec as last seen.
     pub(crate) spec: Mutex<Option<HostAgentSpec>>,
-    /// It is another one than before.
+    /// It is another one than before, for what is exported.
     pub(crate) spec_changed: Notify,
+    /// The same, for consoles.
+    pub(crate) tickets_changed: Notify,
     /// Storages as last checked.
     pub(crate) storages: Mutex<BTreeMap<String, StorageReport>>,
     /// Exports as last applied.
     pub(crate) exports: Mutex<Vec<ExportReport>>,
+    /// Tickets for consoles, as they stand.
+    pub(crate) consoles: Mutex<Vec<ConsoleReport>>,
     /// Beats seen, by storage and host uid.
     pub(crate) beats: Mutex<BTreeMap<String, BTreeMap<String, Beat>>>,
     /// When a boot's beat was last seen to rise, by storage and boot id.
@@ -81,8 +86,10 @@ impl Context {
             config,
             spec: Mutex::default(),
             spec_changed: Notify::new(),
+            tickets_changed: Notify::new(),
             storages: Mutex::default(),
             exports: Mutex::default(),
+            consoles: Mutex::default(),
             beats: Mutex::default(),
             risen: Mutex::default(),
             watched: Mutex::default(),

@@ -5,7 +5,7 @@
 //! events ──┼─► reconcile: observe ─► decide ┤
 //! timer ───┘                              └─► report ─► Domain.status, HostAgent.status
 //! heartbeat ─► Lease          storages ─► mounts, beats seen          exports ─► what is served
-//! identity ─► certificates
+//! identity ─► certificates    consoles ─► who shows a ticket
 //! ```
 //!
 //! All decisions are [`stockade_core::agent`]'s. Dropping [`run`] at any await point is
@@ -13,6 +13,7 @@
 
 mod act;
 mod config;
+mod consoles;
 mod context;
 mod error;
 mod exports;
@@ -73,6 +74,7 @@ pub async fn run(
     tasks.spawn(storages::run(Arc::clone(&context)));
     tasks.spawn(exports::run(Arc::clone(&context)));
     tasks.spawn(identity::run(Arc::clone(&context)));
+    tasks.spawn(consoles::run(Arc::clone(&context)));
     tokio::select! {
         biased;
         () = &mut shutdown => {

@@ -297,6 +297,7 @@ impl Loop {
                 }
                 *locked(&self.context.spec) = Some(agent.spec);
                 self.context.spec_changed.notify_one();
+                self.context.tickets_changed.notify_one();
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the watch of the HostAgent failed"),
@@ -765,6 +766,7 @@ impl Loop {
             lineage: last.lineage.clone(),
             move_requests: locked(&self.context.move_requests).clone(),
             moves_ready: *locked(&self.context.moves_ready),
+            consoles: locked(&self.context.consoles).clone(),
             problems,
         };
         if last.report == 0 || last.boot_id != status.boot_id || last.inventory != status.inventory

@@ -21,7 +21,7 @@ use stockade_crds::names::{
     VM_NAME_LABEL, VM_NAMESPACE_LABEL, host_namespace,
 };
 use stockade_crds::v1alpha1::{
-    Domain, HostAgent, HostFence, VirtualMachine, VirtualMachineMigration,
+    Domain, HostAgent, HostFence, VirtualMachine, VirtualMachineConsole, VirtualMachineMigration,
 };
 
 use crate::cache::Change;
@@ -231,6 +231,12 @@ async fn one(
                 Api::namespaced(shared.client(), &key.namespace);
             let params = preconditions(basis);
             request(|| format!("deleting move {key}"), api.delete(&key.name, &params)).await?;
+            Ok(Vec::new())
+        }
+        Intent::DeleteConsole { key, basis } => {
+            let api: Api<VirtualMachineConsole> = Api::namespaced(shared.client(), &key.namespace);
+            let params = preconditions(basis);
+            request(|| format!("deleting console {key}"), api.delete(&key.name, &params)).await?;
             Ok(Vec::new())
         }
         Intent::Event(event) => {

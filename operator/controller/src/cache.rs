@@ -12,7 +12,7 @@ use stockade_core::world::{Key, Millis, OrderKey, World};
 use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION, host_of_namespace};
 use stockade_crds::v1alpha1::{
     AvailabilityPolicy, Domain, FenceDevice, Host, HostAgent, HostFence, Lineage, LockManager,
-    SharedStorage, VirtualMachine, VirtualMachineMigration,
+    SharedStorage, VirtualMachine, VirtualMachineConsole, VirtualMachineMigration,
 };
 
 use crate::context::Shared;
@@ -40,7 +40,7 @@ macro_rules! indexed {
     )* };
 }
 
-indexed!(Key: VirtualMachine, VirtualMachineMigration; |o| Some(Key::of(&o.metadata)));
+indexed!(Key: VirtualMachine, VirtualMachineMigration, VirtualMachineConsole; |o| Some(Key::of(&o.metadata)));
 indexed!(String: Host, SharedStorage, LockManager, FenceDevice, HostFence, AvailabilityPolicy;
     |o| o.metadata.name.clone());
 indexed!(String: HostAgent; |o| {
@@ -203,6 +203,7 @@ impl Cache {
 kinds! {
     vms: VirtualMachine,
     migrations: VirtualMachineMigration,
+    consoles: VirtualMachineConsole,
     hosts: Host,
     agents: HostAgent,
     domains: Domain,
@@ -228,6 +229,7 @@ impl Cache {
     pub(crate) fn take_back(&mut self, world: World) {
         self.vms.objects = world.vms;
         self.migrations.objects = world.migrations;
+        self.consoles.objects = world.consoles;
         self.hosts.objects = world.hosts;
         self.agents.objects = world.agents;
         self.domains.objects = world.domains;

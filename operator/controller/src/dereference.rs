@@ -48,6 +48,7 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         namespaces: namespaces.collect(),
         vms: take(&mut cache.vms.objects),
         migrations: take(&mut cache.migrations.objects),
+        consoles: take(&mut cache.consoles.objects),
         hosts: take(&mut cache.hosts.objects),
         agents: take(&mut cache.agents.objects),
         domains: take(&mut cache.domains.objects),
@@ -119,6 +120,12 @@ fn note_since(cache: &mut Cache, now: u64) {
         let outcome = migration.status.as_ref().map(|s| s.outcome).unwrap_or_default();
         let uid = migration.metadata.uid.as_deref().unwrap_or_default();
         facts.insert(format!("migration/{uid}"), format!("{outcome:?}"));
+    }
+    for console in cache.consoles.objects.values() {
+        let state = console.status.as_ref().map(|s| s.state).unwrap_or_default();
+        let uid = console.metadata.uid.as_deref().unwrap_or_default();
+        facts.insert(format!("console/{uid}"), format!("{state:?}"));
+        facts.insert(format!("ticket/{uid}"), String::new());
     }
     cache.seen_since.retain(|what, _| facts.contains_key(what));
     for (what, print) in &facts {

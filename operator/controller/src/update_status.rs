@@ -10,7 +10,7 @@ use stockade_core::world::{Key, World};
 use stockade_crds::conditions::{Decided, merge};
 use stockade_crds::v1alpha1::{
     AvailabilityPolicy, FenceDevice, Host, HostFence, LockManager, MigrationOutcome, SharedStorage,
-    VirtualMachine, VirtualMachineMigration, VirtualMachineStatus,
+    VirtualMachine, VirtualMachineConsole, VirtualMachineMigration, VirtualMachineStatus,
 };
 
 use crate::ControllerError;
@@ -115,6 +115,16 @@ pub(crate) async fn update(shared: &Shared, world: &World, plan: &Plan) -> Vec<C
         in_ns,
         VirtualMachineMigration,
         "move"
+    );
+    let in_ns = |key: &Key| Api::namespaced(shared.client(), &key.namespace);
+    update!(
+        shared,
+        calls,
+        &plan.consoles,
+        |k| world.consoles.get(k),
+        in_ns,
+        VirtualMachineConsole,
+        "console"
     );
     update!(
         shared,

@@ -32,6 +32,7 @@ pub(crate) async fn all(shared: Arc<Shared>, out: UnboundedSender<Change>) {
     watch!(
         VirtualMachine,
         VirtualMachineMigration,
+        VirtualMachineConsole,
         Host,
         HostAgent,
         Domain,

@@ -10,6 +10,7 @@ use stockade_crds::v1alpha1::{
 };
 
 use crate::certificates::identity;
+use crate::consoles;
 use crate::ha::brake::Brake;
 use crate::ha::fencing;
 use crate::ha::host_state::HostFacts;
@@ -121,6 +122,7 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
         dead_boots,
         lineage: None,
         migration: identity(world, facts, host, agent.map(AsRef::as_ref), out),
+        consoles: consoles::of_host(world, host),
     };
     if agent.is_none_or(|a| a.spec != spec) {
         out.intents.push(Intent::WriteHostAgent {

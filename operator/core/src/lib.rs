@@ -11,6 +11,7 @@
 
 pub mod agent;
 mod certificates;
+pub mod consoles;
 pub mod exports;
 pub mod gate;
 pub mod ha;

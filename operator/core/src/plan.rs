@@ -4,8 +4,8 @@ use stockade_crds::conditions::Decided;
 use stockade_crds::v1alpha1::{
     AvailabilityPolicyStatus, DomainSpec, FenceAction, FenceDeviceStatus, HostAgentSpec,
     HostFenceSpec, HostFenceStatus, HostStatus, Lineage, LockManagerStatus, MoveRequests,
-    SharedStorageStatus, VirtualMachineMigrationSpec, VirtualMachineMigrationStatus,
-    VirtualMachineStatus,
+    SharedStorageStatus, VirtualMachineConsoleStatus, VirtualMachineMigrationSpec,
+    VirtualMachineMigrationStatus, VirtualMachineStatus,
 };
 
 use crate::world::{Key, Millis};
@@ -213,6 +213,13 @@ pub enum Intent {
         /// Its version.
         basis: Basis,
     },
+    /// Removes a ticket for a console that is over.
+    DeleteConsole {
+        /// The ticket.
+        key: Key,
+        /// Its version.
+        basis: Basis,
+    },
     /// Tells people.
     Event(Event),
 }
@@ -262,6 +269,8 @@ pub struct Plan {
     pub fences: Vec<(String, Report<HostFenceStatus>)>,
     /// Status of moves.
     pub migrations: Vec<(Key, Report<VirtualMachineMigrationStatus>)>,
+    /// Status of tickets for consoles.
+    pub consoles: Vec<(Key, Report<VirtualMachineConsoleStatus>)>,
     /// How many host failures still fit; as in [`World::tolerates`](crate::world::World) if
     /// that was given.
     pub tolerates: usize,

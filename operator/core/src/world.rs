@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stockade_crds::v1alpha1::{
     AvailabilityPolicy, AvailabilityPolicySpec, Domain, FenceAction, FenceDevice, Host, HostAgent,
     HostFence, Lineage, LockManager, MoveIdentity, SharedStorage, VirtualMachine,
-    VirtualMachineMigration,
+    VirtualMachineConsole, VirtualMachineMigration,
 };
 
 use crate::ha::evidence::Lives;
@@ -141,6 +141,8 @@ pub struct World {
     pub vms: BTreeMap<Key, Arc<VirtualMachine>>,
     /// By namespace and name.
     pub migrations: BTreeMap<Key, Arc<VirtualMachineMigration>>,
+    /// By namespace and name.
+    pub consoles: BTreeMap<Key, Arc<VirtualMachineConsole>>,
     /// By name.
     pub hosts: BTreeMap<String, Arc<Host>>,
     /// By host name.

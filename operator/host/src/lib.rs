@@ -13,6 +13,8 @@ pub use error::{HostError, HostResult};
 pub mod beat;
 #[cfg(feature = "real")]
 pub mod cmd;
+#[cfg(feature = "libvirt")]
+pub mod consoles;
 #[cfg(feature = "real")]
 pub mod disks;
 #[cfg(feature = "real")]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use stockade_crds::v1alpha1::{
-    AgentExport, AgentLock, AgentStorage, DomainSpec, ExportReport, FenceDeviceSpec, GoingDown,
-    HypervisorKind, LockReport, MachineDisk, MigrationProgress, MoveIdentity, MoveRequests,
-    SelfFence, StorageReport,
+    AgentConsole, AgentExport, AgentLock, AgentStorage, ConsoleReport, DomainSpec, ExportReport,
+    FenceDeviceSpec, GoingDown, HypervisorKind, LockReport, MachineDisk, MigrationProgress,
+    MoveIdentity, MoveRequests, SelfFence, StorageReport,
 };
 use tokio::sync::mpsc;
 
@@ -30,6 +30,8 @@ pub struct AgentPorts {
     pub storage: Arc<dyn StoragePort>,
     /// What it serves to others.
     pub exports: Arc<dyn ExportPort>,
+    /// Consoles of VMs.
+    pub consoles: Arc<dyn ConsolePort>,
     /// The agent's durable memory.
     pub journal: Arc<dyn JournalPort>,
     /// The watchdog's feeder.
@@ -279,6 +281,13 @@ pub trait ExportPort: Send + Sync {
     /// Serves exactly these folders to exactly these hosts; drops what boots hold that are to be
     /// broken, once their denial is in force. Idempotent; a report each, in the same order.
     fn ensure<'a>(&'a self, exports: &'a [AgentExport]) -> BoxFuture<'a, Vec<ExportReport>>;
+}
+
+/// Consoles of VMs, opened to whoever shows a ticket.
+pub trait ConsolePort: Send + Sync {
+    /// Takes exactly these tickets, each once; closes what was opened by others. Idempotent; a
+    /// report each, in the same order.
+    fn serve<'a>(&'a self, tickets: &'a [AgentConsole]) -> BoxFuture<'a, Vec<ConsoleReport>>;
 }
 
 /// What is mounted at a path.

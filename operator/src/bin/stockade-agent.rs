@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use stockade_agent::AgentConfig;
+use stockade_host::consoles::Consoles;
 use stockade_host::exports::Knfsd;
 use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
@@ -68,6 +69,10 @@ struct RunArguments {
     /// whoever reaches libvirt's port governs it. Without this they need mutual TLS.
     #[arg(long, env = "STOCKADE_INSECURE_MIGRATION")]
     insecure_migration: bool,
+    /// Port on which tickets for consoles are taken, on the address that the Host declares; nobody
+    /// listens there while no ticket waits.
+    #[arg(long, env = "STOCKADE_CONSOLE_PORT", default_value_t = 16_515)]
+    console_port: u16,
     /// CPUs that VMs may be given in all; more than the machine has: they share. Absent: as many as
     /// it has.
     #[arg(long, env = "STOCKADE_CPUS", value_parser = clap::value_parser!(i32).range(1..))]
@@ -148,9 +153,11 @@ fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResul
         boot_id: machine.boot_id().to_owned(),
         beat_command,
     };
+    let libvirt = Arc::new(Libvirt::new(libvirt)?);
     Ok(AgentPorts {
         machine: Arc::new(machine),
-        hypervisor: Arc::new(Libvirt::new(libvirt)?),
+        consoles: Arc::new(Consoles::new(Arc::clone(&libvirt), state, options.console_port)),
+        hypervisor: libvirt,
         storage: Arc::new(RealStorage::new(storage)?),
         exports: Arc::new(Knfsd::default()),
         journal: Arc::new(FileJournal::open(state)?),

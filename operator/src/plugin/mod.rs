@@ -9,6 +9,7 @@
 //! Writes carry the field manager `stockade-cli`: GitOps controllers take what is managed by
 //! names that begin with kubectl for drift, and strip it.
 
+mod console;
 mod cordon;
 mod drain;
 mod error;
@@ -19,6 +20,8 @@ mod read;
 mod session;
 mod status;
 mod table;
+mod ticket;
+mod vnc;
 mod wait;
 mod why;
 
@@ -81,6 +84,10 @@ enum Verb {
     Uncordon(cordon::Arguments),
     /// Move a VM to another host.
     Migrate(migrate::Arguments),
+    /// Talk to a VM over its serial line, also while it moves. Ctrl+] ends it.
+    Console(console::Arguments),
+    /// Offer a VM's screen on this machine's loopback address, to one viewer.
+    Vnc(vnc::Arguments),
     /// Let a VM run.
     Start(power::StartArguments),
     /// Shut a VM's guest down, and keep it stopped.
@@ -118,6 +125,8 @@ async fn obey(arguments: Arguments) -> Result<(), PluginError> {
         Verb::Cordon(a) => cordon::cordon(&session, &a).await,
         Verb::Uncordon(a) => cordon::uncordon(&session, &a).await,
         Verb::Migrate(a) => migrate::run(&session, &a).await,
+        Verb::Console(a) => console::run(&session, &a).await,
+        Verb::Vnc(a) => vnc::run(&session, &a).await,
         Verb::Start(a) => power::start(&session, &a).await,
         Verb::Stop(a) => power::stop(&session, &a).await,
         Verb::Restart(a) => power::restart(&session, &a).await,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::consoles;
 use crate::gate::{self, Gate};
 use crate::ha::{brake::brake, fencing, host_state};
 use crate::hosts;
@@ -147,6 +148,7 @@ pub fn plan(world: &World) -> Plan {
             out.vms.push((key, decision.report));
         }
     }
+    consoles::plan(world, &mut out);
     vm::remove_copies(world, &mut out);
     out
 }

@@ -87,8 +87,11 @@ pub fn domain_xml(order: &DomainSpec, facts: &HostRenderFacts) -> String {
         xml.empty("console", &[("type", "pty")]);
     }
     if machine.vnc {
-        let listen = [("type", "vnc"), ("autoport", "yes"), ("listen", "127.0.0.1")];
-        xml.empty("graphics", &listen);
+        // Nobody but the daemon gets in, by a descriptor: a port of the loopback address would be
+        // open to everybody on the host.
+        xml.open("graphics", &[("type", "vnc")]);
+        xml.empty("listen", &[("type", "none")]);
+        xml.close("graphics");
     }
     if machine.hypervisor == HypervisorKind::KVM {
         xml.open("channel", &[("type", "unix")]);

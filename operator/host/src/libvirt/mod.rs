@@ -6,6 +6,7 @@
 
 mod adopt;
 mod connect;
+mod console;
 mod domain;
 mod events;
 mod identity;
@@ -18,6 +19,7 @@ mod sanlock;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,8 +28,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use stockade_core::render::{DOMAIN_NAMESPACE, HostRenderFacts, domain_name, domain_xml};
 use stockade_crds::v1alpha1::{
-    AgentLock, DomainSpec, HypervisorKind, LockKind, LockReport, MigrationProgress, MoveIdentity,
-    MoveRequests,
+    AgentLock, ConsoleDevice, DomainSpec, HypervisorKind, LockKind, LockReport, MigrationProgress,
+    MoveIdentity, MoveRequests,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -38,8 +40,8 @@ use virt::sys;
 
 use crate::error::{HostError, HostResult};
 use crate::ports::{
-    Arrival, Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest, Presence,
-    Started, StopReason,
+    Arrival, Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest,
+    Presence, Started, StopReason,
 };
 use crate::process::ProcessId;
 use crate::{cmd, files, hook, seed};
@@ -166,6 +168,25 @@ impl Libvirt {
     /// The daemon's process, if it can be told.
     fn daemon(&self) -> Option<ProcessId> {
         self.options.daemon_pid_files.iter().find_map(|path| pid_in(path))
+    }
+
+    /// Opens one console of the domain that runs this epoch; what is written to the socket is its
+    /// input. It ends when the domain does, or leaves.
+    ///
+    /// # Errors
+    /// No such epoch runs here, it has no such console, or somebody else has its serial line open.
+    pub async fn open_console(
+        &self,
+        vm_uid: &str,
+        epoch: i64,
+        device: ConsoleDevice,
+    ) -> HostResult<UnixStream> {
+        console::open(&self.connection, vm_uid, epoch, device).await
+    }
+
+    /// Where the host's own certificate lies, its key, and the authority: what it shows to peers.
+    pub(crate) fn pki(&self) -> Option<&Path> {
+        self.identity.is_some().then_some(self.options.pki.as_path())
     }
 
     /// Runs a changing call on one domain.

@@ -1,5 +1,6 @@
 //! The host ports over the simulated world.
 
+mod consoles;
 mod exports;
 pub mod gate;
 mod hypervisor;
@@ -42,6 +43,7 @@ pub fn agent_ports(sim: &Arc<Sim>, host: &str, gate: &Gate) -> AgentPorts {
         hypervisor: Arc::new(hypervisor::SimHypervisor(seat.clone())),
         storage: Arc::new(storage::SimStorage(seat.clone())),
         exports: Arc::new(exports::SimExports),
+        consoles: Arc::new(consoles::SimConsoles),
         journal: Arc::new(machine::SimJournal(seat.clone())),
         watchdog: Arc::new(machine::SimWatchdog(seat.clone())),
         clock: Arc::new(machine::SimClock { sim: sim.clone(), host: Some(host.to_owned()) }),
