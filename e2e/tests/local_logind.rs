@@ -92,13 +92,13 @@ fn daemon(folder: &Path) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .expect("dbus-daemon is missing: install dbus");
-    for _ in 0..200 {
-        if folder.join("bus").exists() {
-            return daemon;
-        }
+    let bus = folder.join("bus");
+    let started = (0..200).any(|_| {
         std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("the bus did not start");
+        bus.exists()
+    });
+    assert!(started, "the bus did not start");
+    daemon
 }
 
 /// What the stand-in of logind holds.
