@@ -106,7 +106,7 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
     }
     let since = facts.silent_since?;
     let silence = world.now.saturating_sub(since);
-    if silence < seconds(policy.act_seconds) || brake.holds() {
+    if silence < seconds(policy.act_seconds) || brake.holds() || facts.excused {
         // What is ordered on a reading alone needs every path silent, not two (safety §3).
         (!facts.unseen_path).then_some(Stage::Read)
     } else {

@@ -38,8 +38,8 @@ pub struct HostFacts {
     pub evidence: Vec<(String, Millis, String)>,
     /// It beats to the API.
     pub alive: bool,
-    /// Its agent said that it would be silent for a while, and that is not over: no silence of it
-    /// is a sign of death yet.
+    /// Its agent said that it would be silent for a while, and that is not over: its silence is no
+    /// reason to act yet, though its power is read.
     pub excused: bool,
     /// Silent on every path beyond `suspectSeconds`.
     pub silent_all: bool,
@@ -103,8 +103,8 @@ pub fn assess(world: &World) -> Vec<HostFacts> {
             let beats = life.is_some_and(|l| l.lease_at.is_some());
             facts.alive = joined && beats && facts.api_silence < suspect;
             facts.excused = life.is_some_and(|l| facts.api_silence < l.lease.promised);
-            let both = both_silent(world, &facts).filter(|_| !facts.excused);
-            facts.silent_all = joined && both.is_some_and(|s| s >= suspect);
+            let both = both_silent(world, &facts);
+            facts.silent_all = joined && !facts.excused && both.is_some_and(|s| s >= suspect);
             facts.silent_since = both
                 .filter(|s| joined && *s > heartbeat + heartbeat / 2 && (world.fresh || !health))
                 .map(|s| world.now.saturating_sub(s));

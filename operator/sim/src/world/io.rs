@@ -3,6 +3,7 @@
 use stockade_crds::v1alpha1::StorageKind;
 
 use super::World;
+use super::event::Doer;
 use super::model::{
     Kernel, Machine, Net, Qemu, QemuState, Queued, StorageMode, Store, Way, Writer,
 };
@@ -103,11 +104,13 @@ impl World {
             m.qemus.values().filter(|q| q.state == QemuState::Running).cloned().collect();
         for qemu in running {
             for disk in &qemu.disks {
+                // Where no lock could keep it away, what somebody started by hand is nobody's fault.
+                let by_hand = qemu.by == Doer::Virsh && qemu.lock.is_none();
                 let queued = Queued {
                     pid: qemu.pid,
                     epoch: qemu.epoch,
                     guarded: qemu.lock.is_some() && !qemu.unlocked,
-                    unlocked: qemu.unlocked,
+                    unlocked: qemu.unlocked || by_hand,
                     again_at: now + RESEND_MS,
                 };
                 match self.reach(host, &disk.storage) {

@@ -159,14 +159,15 @@ impl World {
                 continue;
             }
             let there = other.qemus.get(uid);
-            let queued = other.queued.iter().any(|((_, path), w)| {
+            let mut queued = other.queued.iter().filter(|((_, path), w)| {
                 w.epoch < order.epoch && order.machine.disks.iter().any(|d| d.path == *path)
             });
-            if there.is_some() || queued {
+            let by_hand = queued.clone().all(|(_, w)| w.unlocked);
+            if there.is_some() || queued.next().is_some() {
                 undone = Some(format!("{vm} started on {host}, not released on {}", other.name));
                 // What someone sends there by hand has not executed, and ends with its source.
                 let sent = |q: &Qemu| q.by == Doer::Virsh && q.state == QemuState::Incoming;
-                excused |= there.is_some_and(|q| q.unlocked || sent(q))
+                excused |= there.map_or(by_hand, |q| q.unlocked || sent(q))
                     || (self.excuses(&other.name, &other.boot_id, uid, order.epoch)
                         && !self.beats_beside(&other.name, &other.boot_id, order));
             }
