@@ -377,7 +377,7 @@ pub struct HostAgentStatus {
     #[schemars(length(max = 64))]
     pub consoles: Vec<ConsoleReport>,
     /// Trouble that a person should mend, a sentence each.
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = 32), inner(length(max = 1024)))]
     pub problems: Vec<String>,
 }
 

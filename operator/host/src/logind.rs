@@ -153,11 +153,13 @@ fn not_held(why: &str) -> String {
 async fn keep(shared: Arc<Shared>) {
     loop {
         if let Err(error) = shared.watch().await {
-            tracing::warn!(%error, "no lock on shutdowns");
-            let trouble = not_held(&error.to_string());
+            let trouble = Some(not_held(&error.to_string()));
             shared.state.send_modify(|state| {
+                if state.trouble != trouble {
+                    tracing::warn!(%error, "no lock on shutdowns");
+                }
                 state.asked = true;
-                state.trouble = Some(trouble);
+                state.trouble = trouble;
             });
             tokio::time::sleep(RETRY).await;
         }
