@@ -163,7 +163,9 @@ pub fn next_look(world: &World, hosts: &[HostFacts]) -> Option<Millis> {
     hosts
         .iter()
         .flat_map(|facts| {
+            // What an ordinary beat promises ends before its successor is late.
             let promised = world.lives.hosts.get(&facts.name).map_or(0, |l| l.lease.promised);
+            let promised = if promised > beat + beat / 2 { promised } else { 0 };
             [Some(facts.api_silence), both_silent(world, facts)].map(|s| s.map(|s| (s, promised)))
         })
         .flatten()
