@@ -190,20 +190,21 @@ fn drive(
         .collect();
     // A level that is no use at present is left to the others, if there are any.
     let devices = |index: usize| levels.get(index).into_iter().flat_map(|l| &l.devices);
-    let patient =
-        |index: usize| devices(index).any(|d| only_read(world, &calls(world, facts, d, since)));
+    let patient: Vec<bool> = (0..levels.len())
+        .map(|i| devices(i).any(|d| only_read(world, &calls(world, facts, d, since))))
+        .collect();
     let usable: Vec<usize> = (0..rounds.len()).filter(|i| rounds[*i].0 != usize::MAX).collect();
-    let best = usable.iter().min_by_key(|i| (patient(**i), rounds[**i].0 / ROUNDS_PER_LEVEL, **i));
+    let best = usable.iter().min_by_key(|i| (patient[**i], rounds[**i].0 / ROUNDS_PER_LEVEL, **i));
     let Some(&index) = best else { return };
     let (failed, last) = rounds[index];
     if stage == Stage::Act && failed >= ROUNDS_PER_LEVEL {
         // Every one that failed is read, so that the first that answers is used.
-        for index in usable.iter().copied().filter(|i| patient(*i)) {
+        for index in usable.iter().copied().filter(|i| patient[*i]) {
             for name in devices(index) {
                 read_patiently(world, facts, name, since, out);
             }
         }
-        if patient(index) {
+        if patient[index] {
             return;
         }
     }

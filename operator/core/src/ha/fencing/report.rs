@@ -9,7 +9,7 @@ use stockade_crds::v1alpha1::{EpochState, FenceAttempt, HostFence, HostFenceStat
 use super::calls::{counts_since, device, is_untrusted, levels};
 use super::proof::{elapsed_bound, elapsed_possible, elapsed_proven, human_says, power_proven};
 use crate::gate;
-use crate::ha::host_state::{HostFacts, seconds, undeclared};
+use crate::ha::host_state::{HostFacts, facts_of, seconds, undeclared};
 use crate::plan::{About, Basis, Intent, Plan, Report};
 use crate::world::{FenceResult, Millis, World};
 
@@ -29,8 +29,13 @@ pub(super) fn report(
 ) {
     let name = fence.metadata.name.clone().unwrap_or_default();
     let spec = &fence.spec;
-    let gone = undeclared(world, &spec.host, &spec.host_uid, &spec.boot_id);
-    let facts = hosts.iter().find(|h| h.name == spec.host).unwrap_or(&gone);
+    let gone;
+    let facts = if let Some(declared) = facts_of(hosts, &spec.host) {
+        declared
+    } else {
+        gone = undeclared(world, &spec.host, &spec.host_uid, &spec.boot_id);
+        &gone
+    };
     let mut status = fence.status.clone().unwrap_or_default();
     status.observed_generation = fence.metadata.generation.unwrap_or_default();
     if facts.uid != fence.spec.host_uid || facts.boot != fence.spec.boot_id {

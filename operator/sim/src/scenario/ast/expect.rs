@@ -35,6 +35,14 @@ pub struct Range {
     pub max: Option<u64>,
 }
 
+impl Range {
+    /// Exactly `n`.
+    #[must_use]
+    pub fn exactly(n: u64) -> Self {
+        Self { min: n, max: Some(n) }
+    }
+}
+
 /// A number, a range of them, or alternatives of both; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Count(pub Vec<Range>);
@@ -43,7 +51,7 @@ impl Count {
     /// Exactly `n`.
     #[must_use]
     pub fn exactly(n: u64) -> Self {
-        Self(vec![Range { min: n, max: Some(n) }])
+        Self(vec![Range::exactly(n)])
     }
     /// Whether `n` is in it.
     #[must_use]

@@ -245,7 +245,7 @@ impl Cx {
                 }
             }
             Kind::Scalar { text, plain: true } if text.parse::<u64>().is_ok() => {
-                text.parse().ok().map(|n| Range { min: n, max: Some(n) })
+                text.parse().ok().map(Range::exactly)
             }
             Kind::Scalar { .. } | Kind::Seq(_) => {
                 self.expected(node, what, "a whole number or {min, max}");

@@ -113,9 +113,9 @@ impl Stage {
         // Whatever is to be there at second 0 has to come first.
         object["spec"]["mode"] = HostMode::Active.word().into();
         self.cluster.apply(&object)?;
+        self.hosts.insert(setup.name.clone(), fields.clone());
         // Declared anew it is the machine that it was.
         if self.cluster.sim.lock().machines.contains_key(&setup.name) {
-            self.hosts.insert(setup.name.clone(), fields.clone());
             return Ok(());
         }
         self.cluster.sim.lock().build(Build {
@@ -126,7 +126,6 @@ impl Stage {
             watchdog: watchdog(fields.watchdog()),
             levels,
         });
-        self.hosts.insert(setup.name.clone(), fields.clone());
         Ok(())
     }
 
