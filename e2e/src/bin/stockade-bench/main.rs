@@ -2,6 +2,7 @@
 //! the same run on the same machine. A JSON line a figure on stdout.
 
 mod fence;
+mod migration;
 mod pacemaker;
 mod plan;
 mod recovery;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 7] = [
+const ROWS: [(&str, Row); 8] = [
     ("plan", plan::run),
     ("fence", fence::run),
     ("simspeed", simspeed::run),
@@ -25,6 +26,7 @@ const ROWS: [(&str, Row); 7] = [
     ("scale", scale::run),
     ("start", start::start),
     ("writes", start::writes),
+    ("migration", migration::run),
 ];
 
 /// What the command line asks for.
@@ -43,6 +45,7 @@ rows: plan (planning the failover of a lost host; tight packing)
       scale (VMs on simulated hosts against a real API server; --vms=N, 10000 if left out)
       start (20 VMs at once on local libvirt hosts; root)
       writes (API writes of a VM's life, by the audit log; root)
+      migration (live moves between local libvirt hosts; root)
 --no-peer leaves the peer out; the row `plan` needs about two minutes with it";
 
 fn main() -> ExitCode {

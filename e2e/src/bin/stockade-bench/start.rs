@@ -29,17 +29,17 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// After the last news nothing more is written.
 const SETTLE: Duration = Duration::from_secs(3);
 
-fn failed(what: &str, error: impl std::fmt::Display) -> Error {
+pub(crate) fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::Ours(format!("{what}: {error}"))
 }
 
-struct Bench {
-    cluster: Cluster,
-    vms: Api<VirtualMachine>,
+pub(crate) struct Bench {
+    pub(crate) cluster: Cluster,
+    pub(crate) vms: Api<VirtualMachine>,
 }
 
 impl Bench {
-    async fn new(hosts: usize) -> Result<Self, Error> {
+    pub(crate) async fn new(hosts: usize) -> Result<Self, Error> {
         let log = Log::on_stderr();
         let cluster = Cluster::start(hosts, false, &log).await.map_err(|e| failed("start", e))?;
         cluster.wait_ready().await.map_err(|e| failed("hosts", e))?;
@@ -48,7 +48,7 @@ impl Bench {
     }
 
     /// Writes a disk that is not there yet.
-    fn disk(
+    pub(crate) fn disk(
         &self,
         name: &str,
         write: impl FnOnce(&Path) -> std::io::Result<()>,
@@ -74,7 +74,7 @@ impl Bench {
     }
 
     /// Waits until every VM is as wanted; `None`: until none is left.
-    async fn all(&self, wanted: Option<VmState>) -> Result<Vec<VirtualMachine>, Error> {
+    pub(crate) async fn all(&self, wanted: Option<VmState>) -> Result<Vec<VirtualMachine>, Error> {
         let is = |vm: &VirtualMachine| vm.status.as_ref().map(|s| s.printable_status) == wanted;
         // By a watch: to ask again and again would be load of our own making.
         let mut events = Box::pin(watcher(self.vms.clone(), watcher::Config::default()));
@@ -104,7 +104,7 @@ impl Bench {
     }
 
     /// Waits until nothing is left to be told of hosts that have just joined.
-    async fn settled(&self) -> Result<(), Error> {
+    pub(crate) async fn settled(&self) -> Result<(), Error> {
         let hosts = i64::try_from(self.cluster.hosts().len()).unwrap_or(i64::MAX);
         let path = "jsonpath={.status.tolerates}";
         let started = Instant::now();
@@ -122,7 +122,7 @@ impl Bench {
         }
     }
 
-    async fn delete_all(&self) -> Result<(), Error> {
+    pub(crate) async fn delete_all(&self) -> Result<(), Error> {
         let (delete, every) = (DeleteParams::default(), ListParams::default());
         let all = self.vms.delete_collection(&delete, &every).await;
         all.map(drop).map_err(|e| failed("delete", e))?;
@@ -166,7 +166,7 @@ impl Bench {
 }
 
 /// A domain's XML as a person without Stockade would have it.
-fn bare(xml: &str, name: &str) -> String {
+pub(crate) fn bare(xml: &str, name: &str) -> String {
     let mut text = xml.to_owned();
     for (open, close) in [("<metadata>", "</metadata>"), ("<uuid>", "</uuid>")] {
         if let (Some(from), Some(to)) = (text.find(open), text.find(close)) {
@@ -205,7 +205,7 @@ fn virsh_creates(files: &[(String, PathBuf)]) -> Result<f64, Error> {
     Ok(took)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
     // One thread: programs that die with the thread that started them then die with us alone.
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
