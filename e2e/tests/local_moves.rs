@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rcgen::{
@@ -12,6 +14,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 use stockade_crds::names::MOVE_CONTROL;
+use stockade_e2e::control_plane::SYSTEM_NAMESPACE;
 use stockade_e2e::local_hosts::{Network, guest_boots, guest_counter, write_guest_disk};
 use stockade_e2e::play::{Cluster, Log, Programs, STORAGE, moves};
 
@@ -50,10 +53,32 @@ impl Desk {
         }
     }
 
-    /// Orders a move to h2 by the plugin; whether it succeeds, and what is said.
-    fn moves(&self) -> (bool, String) {
+    /// Has a VM run on h1, with certificates in force on both hosts; its disk.
+    async fn runs(&self, name: &str) -> PathBuf {
+        let disk = self.cluster.shared().join(format!("default/{name}.raw"));
+        fs::create_dir_all(disk.parent().unwrap()).unwrap();
+        write_guest_disk(&disk).unwrap();
+        let vm = format!(
+            "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
+             metadata: {{name: {name}, namespace: default}}\nspec:\n  memory: 64Mi\n  \
+             placement: {{preferredHosts: [{{hosts: [h1]}}]}}\n  disks:\n    \
+             - {{name: root, storage: {STORAGE}, format: raw, existing: {{path: {name}.raw}}}}\n"
+        );
+        self.cluster.plane().kubectl_stdin(&["apply", "-f", "-"], &vm).unwrap();
+        let ready = "jsonpath={.items[*].status.movesReady}";
+        self.until("certificates are in force on both hosts", || {
+            self.k(&["get", "sha", "-A", "-o", ready]) == "true true"
+        })
+        .await;
+        self.until("the VM runs", || self.k(&["get", "svm", name]).contains("Running")).await;
+        self.until("its guest writes", || guest_counter(&disk).is_ok_and(|n| n > 0)).await;
+        disk
+    }
+
+    /// Orders a move by the plugin; whether it succeeds, and what is said.
+    fn moves_to(&self, host: &str) -> (bool, String) {
         let output = Command::new(Programs::find().unwrap().plugin)
-            .args(["migrate", "web", "--to", "h2", "--wait", "--timeout", "90"])
+            .args(["migrate", "web", "--to", host, "--wait", "--timeout", "90"])
             .env("KUBECONFIG", self.cluster.plane().setup_kubeconfig().unwrap())
             .output()
             .unwrap();
@@ -111,23 +136,7 @@ async fn a_host_with_a_wrong_certificate_gets_no_vm_and_the_vm_runs_on() {
     let cluster = Cluster::start(2, false, &Log::new()).await.unwrap();
     cluster.wait_ready().await.unwrap();
     let desk = Desk { cluster };
-    let disk = desk.cluster.shared().join("default/web.raw");
-    fs::create_dir_all(disk.parent().unwrap()).unwrap();
-    write_guest_disk(&disk).unwrap();
-    let vm = format!(
-        "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
-         metadata: {{name: web, namespace: default}}\nspec:\n  memory: 64Mi\n  \
-         placement: {{preferredHosts: [{{hosts: [h1]}}]}}\n  disks:\n    \
-         - {{name: root, storage: {STORAGE}, format: raw, existing: {{path: web.raw}}}}\n"
-    );
-    desk.cluster.plane().kubectl_stdin(&["apply", "-f", "-"], &vm).unwrap();
-    let ready = "jsonpath={.items[*].status.movesReady}";
-    desk.until("certificates are in force on both hosts", || {
-        desk.k(&["get", "sha", "-A", "-o", ready]) == "true true"
-    })
-    .await;
-    desk.until("the VM runs", || desk.k(&["get", "svm", "web"]).contains("Running")).await;
-    desk.until("its guest writes", || guest_counter(&disk).is_ok_and(|n| n > 0)).await;
+    let disk = desk.runs("web").await;
 
     let pki = desk.cluster.host("h2").unwrap().dir().join("etc/pki");
     let parts: [(&str, Files<'_>); 2] = [
@@ -159,7 +168,7 @@ async fn a_host_with_a_wrong_certificate_gets_no_vm_and_the_vm_runs_on() {
             .collect();
         desk.forge(&pki, files);
         let before = guest_counter(&disk).unwrap();
-        let (moved, said) = desk.moves();
+        let (moved, said) = desk.moves_to("h2");
         println!("{part}: {said}");
         assert!(!moved && said.contains("failed"), "{part}: {said}");
         let on = desk.k(&["get", "svm", "web", "-o", "jsonpath={.status.host}"]);
@@ -171,7 +180,60 @@ async fn a_host_with_a_wrong_certificate_gets_no_vm_and_the_vm_runs_on() {
         desk.reread();
         desk.settled().await;
     }
-    let (moved, said) = desk.moves();
+    let (moved, said) = desk.moves_to("h2");
     assert!(moved, "with its own again: {said}");
+    assert_eq!(guest_boots(&disk).unwrap(), 1);
+}
+
+#[tokio::test]
+async fn another_authority_takes_over_while_moves_go_on_and_the_old_one_is_forgotten() {
+    let cluster = Cluster::start(2, false, &Log::new()).await.unwrap();
+    cluster.wait_ready().await.unwrap();
+    let desk = Desk { cluster };
+    let disk = desk.runs("web").await;
+    let read = |host: &str, name: &str| {
+        fs::read_to_string(desk.cluster.host(host).unwrap().dir().join("etc/pki").join(name))
+            .unwrap()
+    };
+    let old = read("h1", "CA/cacert.pem");
+    let shown = ["libvirt/servercert.pem", "qemu/server-cert.pem"].map(|name| read("h2", name));
+    assert_eq!(old.matches("BEGIN CERTIFICATE").count(), 1);
+    // The change-over may take less than one move does.
+    let trust = desk.cluster.host("h2").unwrap().dir().join("etc/pki/CA/cacert.pem");
+    let (over, seen) = mpsc::channel::<()>();
+    let watcher = thread::spawn(move || {
+        let both = || fs::read_to_string(&trust).is_ok_and(|t| t.matches("BEGIN").count() == 2);
+        let mut met = false;
+        while seen.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+            met |= both();
+        }
+        met
+    });
+    let ask = ["annotate", "secret", "stockade-move-authority", "-n", SYSTEM_NAMESPACE];
+    desk.k(&[&ask[..], &["stockade.dev/request=rotate/1"]].concat());
+    let (mut at, mut moved) = ("h1", 0);
+    let started = Instant::now();
+    loop {
+        let trusts = ["h1", "h2"].map(|host| read(host, "CA/cacert.pem"));
+        let new = |text: &String| !text.contains(old.trim()) && text.matches("BEGIN").count() == 1;
+        if trusts.iter().all(new) {
+            break;
+        }
+        assert!(started.elapsed() < LIMIT * 2, "{}", desk.cluster.dump());
+        let to = if at == "h1" { "h2" } else { "h1" };
+        let (done, said) = desk.moves_to(to);
+        assert!(done, "{said}");
+        desk.settled().await;
+        (at, moved) = (to, moved + 1);
+    }
+    drop(over);
+    assert!(watcher.join().unwrap(), "both were believed for a while");
+    for (name, before) in ["libvirt/servercert.pem", "qemu/server-cert.pem"].iter().zip(&shown) {
+        assert_ne!(&read("h2", name), before);
+    }
+    let to = if at == "h1" { "h2" } else { "h1" };
+    let (done, said) = desk.moves_to(to);
+    assert!(done, "by the new one alone: {said}");
+    println!("{moved} moves went on meanwhile");
     assert_eq!(guest_boots(&disk).unwrap(), 1);
 }

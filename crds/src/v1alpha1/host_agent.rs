@@ -118,9 +118,14 @@ pub struct MoveIdentity {
     /// Certificate that QEMUs show, PEM.
     #[schemars(length(max = 8192))]
     pub memory: String,
-    /// The authority whose certificates are believed, PEM.
-    #[schemars(length(max = 8192))]
+    /// The authorities whose certificates are believed, PEM: two while one takes over from the other.
+    #[schemars(length(max = 16384))]
     pub authority: String,
+    /// The one of them that signed both, PEM.
+    #[schemars(length(max = 8192))]
+    pub signer: String,
+    /// Tells this from what was signed before.
+    pub serial: i64,
     /// When both are signed anew: seconds since the Unix epoch.
     pub renew_at_seconds: i64,
 }
@@ -373,6 +378,8 @@ pub struct HostAgentStatus {
     pub move_requests: Option<MoveRequests>,
     /// What was signed is in force: live moves may come and go.
     pub moves_ready: bool,
+    /// `serial` of what is in force.
+    pub moves_serial: i64,
     /// Tickets for consoles, as they stand here.
     #[schemars(length(max = 64))]
     pub consoles: Vec<ConsoleReport>,

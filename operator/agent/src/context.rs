@@ -57,8 +57,10 @@ pub(crate) struct Context {
     pub(crate) usage: Mutex<BTreeMap<String, (i64, i64)>>,
     /// What the authority for live moves is asked to sign.
     pub(crate) move_requests: Mutex<Option<MoveRequests>>,
-    /// What it signed last is in force.
+    /// What it signed is in force.
     pub(crate) moves_ready: Mutex<bool>,
+    /// And this of it.
+    pub(crate) moves_serial: Mutex<i64>,
     /// When the last acknowledged renewal was sent.
     pub(crate) renewed: Mutex<u64>,
     /// Something changed that a round should look at.
@@ -97,6 +99,7 @@ impl Context {
             usage: Mutex::default(),
             move_requests: Mutex::default(),
             moves_ready: Mutex::default(),
+            moves_serial: Mutex::default(),
             renewed,
             wake: Notify::new(),
             api_back: Notify::new(),

@@ -24,6 +24,7 @@ pub(crate) async fn run(context: Arc<Context>) {
             let call = hypervisor.install_identity(&wanted);
             match timed("install", "certificates", 150, call).await {
                 Ok(()) => {
+                    *locked(&context.moves_serial) = wanted.serial;
                     installed = Some(wanted);
                     *locked(&context.moves_ready) = true;
                     context.wake.notify_one();

@@ -97,8 +97,16 @@ async fn one(
             };
             Ok(vec![Change::HostAgent(Event::Apply(answer))])
         }
-        Intent::SignIdentity { host, requests, names } => {
-            authority::sign(shared, host, requests, names).await?;
+        Intent::SignIdentity { host, requests, names, above } => {
+            authority::sign(shared, host, (requests, names), *above).await?;
+            Ok(Vec::new())
+        }
+        Intent::ReadAuthority => {
+            authority::read(shared).await?;
+            Ok(Vec::new())
+        }
+        Intent::ChangeAuthority { from } => {
+            authority::change(shared, *from).await?;
             Ok(Vec::new())
         }
         Intent::ResumeLineage { from, above } => {

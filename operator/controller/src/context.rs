@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
+use stockade_core::certificates::Authority;
 use stockade_core::world::{FenceRecord, Guards, Millis, ServerCalls};
 use stockade_crds::v1alpha1::MoveIdentity;
 use stockade_host::ports::{Clock, FenceRunner, StorageServer};
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) fence_log: Mutex<VecDeque<FenceRecord>>,
     pub(crate) server: Mutex<ServerCalls>,
     pub(crate) fence_done: Notify,
+    /// The authority for live moves, and when it was read.
+    pub(crate) authority: Mutex<Option<(Authority, Millis)>>,
     /// What was signed for hosts, until their HostAgents say so.
     pub(crate) identities: Mutex<BTreeMap<String, MoveIdentity>>,
     /// Changes when everything is to be listed anew.
@@ -71,6 +74,7 @@ impl Shared {
             fence_log: Mutex::new(VecDeque::new()),
             server: Mutex::new(ServerCalls::default()),
             fence_done: Notify::new(),
+            authority: Mutex::default(),
             identities: Mutex::default(),
             relist: watch::Sender::new(0),
             lineage: Mutex::default(),

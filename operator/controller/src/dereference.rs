@@ -7,6 +7,7 @@ use stockade_core::world::{NamespaceFact, OrderKey, World};
 use stockade_crds::names::{FENCE_TEST_ANNOTATION, HOST_LABEL, POLICY_NAME};
 use stockade_crds::v1alpha1::End;
 
+use crate::authority;
 use crate::cache::Cache;
 use crate::context::{Shared, locked};
 
@@ -68,6 +69,7 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
             .filter(|(_, at)| now.saturating_sub(*at) < COUNT_AGAIN_MILLIS)
             .map(|(n, _)| n),
         wall_seconds: shared.context.clock.wall_millis() / 1000,
+        authority: authority::known(shared),
         identities: locked(&shared.identities).clone(),
         uneven_since: cache.uneven_since,
         lineage: known.now.clone(),

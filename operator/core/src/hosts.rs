@@ -9,7 +9,7 @@ use stockade_crds::v1alpha1::{
     HostAgentSpec, HostCapacity, HostState, HostStatus,
 };
 
-use crate::certificates::identity;
+use crate::certificates::{self, identity};
 use crate::consoles;
 use crate::ha::brake::Brake;
 use crate::ha::fencing;
@@ -33,6 +33,7 @@ pub fn plan(world: &World, hosts: &[HostFacts], brake: Brake, tolerates: usize, 
         }
         out.hosts.push((facts.name.clone(), host_status(world, facts, host, brake)));
     }
+    certificates::plan(world, hosts, out);
     for (name, storage) in &world.storages {
         out.storages.push((name.clone(), storages::report(world, name, storage)));
     }

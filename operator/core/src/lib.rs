@@ -10,7 +10,7 @@
 //! decision can be replayed from a log and tried a thousand times a second.
 
 pub mod agent;
-mod certificates;
+pub mod certificates;
 pub mod consoles;
 pub mod exports;
 pub mod gate;

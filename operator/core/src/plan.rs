@@ -8,6 +8,7 @@ use stockade_crds::v1alpha1::{
     VirtualMachineMigrationStatus, VirtualMachineStatus,
 };
 
+use crate::certificates::AuthorityStage;
 use crate::world::{Key, Millis};
 
 /// A status without the times of its conditions: those are set when it is stored.
@@ -77,6 +78,15 @@ pub enum Intent {
         requests: MoveRequests,
         /// Names and addresses that the certificates are to hold.
         names: Vec<String>,
+        /// The serial of what it holds now: the next is above it.
+        above: i64,
+    },
+    /// Reads the authority for live moves; makes it if there is none.
+    ReadAuthority,
+    /// The next step of one authority's taking over from another.
+    ChangeAuthority {
+        /// The stage that it is in.
+        from: AuthorityStage,
     },
     /// Goes on after the API went back, with a counter that nobody has seen.
     ResumeLineage {

@@ -10,6 +10,7 @@ use stockade_crds::v1alpha1::{
     VirtualMachineConsole, VirtualMachineMigration,
 };
 
+use crate::certificates::Authority;
 use crate::ha::evidence::Lives;
 
 /// Milliseconds on the deciding process's monotonic clock.
@@ -178,6 +179,8 @@ pub struct World {
     pub tolerates: Option<usize>,
     /// Seconds since the Unix epoch: for the validity of certificates alone.
     pub wall_seconds: i64,
+    /// The authority for live moves, as it was read lately; `None`: it is to be read.
+    pub authority: Option<Authority>,
     /// What this controller has signed for hosts, by name.
     pub identities: BTreeMap<String, MoveIdentity>,
     /// Since when every plan found load to level (see [`Plan::uneven`](crate::plan::Plan)).

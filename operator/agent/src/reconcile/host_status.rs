@@ -75,6 +75,7 @@ impl Loop {
             lineage: last.lineage.clone(),
             move_requests: locked(&self.context.move_requests).clone(),
             moves_ready: *locked(&self.context.moves_ready),
+            moves_serial: *locked(&self.context.moves_serial),
             consoles: locked(&self.context.consoles).clone(),
             problems,
         };

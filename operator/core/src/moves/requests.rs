@@ -12,6 +12,7 @@ use stockade_crds::v1alpha1::{
 
 use super::live::{self, Next};
 use super::{cause, facts_of, is_over, object};
+use crate::certificates::unproven;
 use crate::ha::host_state::HostFacts;
 use crate::lineage::is_paused;
 use crate::placement::{Cluster, Mover, VmKey, join_of, move_of};
@@ -539,12 +540,6 @@ fn preflight(
     }
     let others = found.vms.into_iter().filter(|m| m.vm != row).collect();
     Ok(Going { to: found.to, live, others })
-}
-
-/// Whether a host asks for certificates for live moves and has none in force.
-fn unproven(world: &World, host: &str) -> bool {
-    let report = world.agents.get(host).and_then(|a| a.status.as_ref());
-    report.is_some_and(|r| r.move_requests.is_some() && !r.moves_ready)
 }
 
 /// The compare-and-swap that begins a move.
