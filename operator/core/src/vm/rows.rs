@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{LockKind, Recovery, RunPolicy};
 
+use super::found::found;
+use super::machine::Claims;
 use crate::ha::host_state::HostFacts;
 use crate::locks;
 use crate::moves::cold;
@@ -30,6 +32,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
             row
         })
         .collect();
+    let claims = Claims::new(world);
     let vms = world
         .vms
         .iter()
@@ -83,6 +86,16 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 recovers: spec.availability.recovery == Recovery::Restart
                     && spec.run_policy != RunPolicy::Manual,
             };
+            // What runs without an order has its room and binds rules all the same; no order moves it.
+            let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+            let found = found(world, vm, &status.placements, claims.inventories(uid));
+            if !found.is_empty() {
+                row.movable = Movable::No;
+                row.recovers = false;
+                let hosts = found.into_iter().map(|copy| copy.host);
+                let unordered: Vec<String> = hosts.filter(|host| !row.on.contains(host)).collect();
+                row.on.splice(0..0, unordered);
+            }
             // What moves by stop and start keeps its place on its target from the beginning.
             if let Some(m) = status.migration.as_ref().filter(|m| cold::leads_away(m))
                 && m.epoch == 0
