@@ -21,7 +21,7 @@ pub struct Seeds {
     pub end: u64,
 }
 
-/// Reads `A..B`, `A..=B` or `A`.
+/// Reads `A..B`, `A..=B` or `A`; `A..A` is A, as who counts B in means it.
 ///
 /// # Errors
 /// A sentence that says what is expected.
@@ -35,8 +35,9 @@ pub fn parse_seeds(text: &str) -> Result<Seeds, String> {
         }
         Some((start, end)) => {
             let (last, more) = end.strip_prefix('=').map_or((end, 0), |end| (end, 1));
-            let end = number(last)?.checked_add(more).ok_or_else(wrong)?;
-            Seeds { start: number(start)?, end }
+            let (start, last) = (number(start)?, number(last)?);
+            let more = if start == last { 1 } else { more };
+            Seeds { start, end: last.checked_add(more).ok_or_else(wrong)? }
         }
     };
     if seeds.start < seeds.end { Ok(seeds) } else { Err(format!("{text:?} holds no seed")) }
@@ -269,7 +270,8 @@ mod tests {
         assert_eq!(parse_seeds("1..4"), Ok(Seeds { start: 1, end: 4 }));
         assert_eq!(parse_seeds("1..=4"), Ok(Seeds { start: 1, end: 5 }));
         assert_eq!(parse_seeds("7"), Ok(Seeds { start: 7, end: 8 }));
-        for wrong in ["", "a", "3..3", "4..1", "1...3", "-1", "18446744073709551615"] {
+        assert_eq!(parse_seeds("3..3"), Ok(Seeds { start: 3, end: 4 }));
+        for wrong in ["", "a", "4..1", "1...3", "-1", "18446744073709551615"] {
             assert!(parse_seeds(wrong).is_err(), "{wrong}");
         }
     }

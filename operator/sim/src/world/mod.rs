@@ -265,14 +265,16 @@ impl World {
         }
     }
 
-    /// The failure that meets this operation, if one is in store; it is used up by one.
-    pub(crate) fn take_fail(&mut self, op: FailOp, vm: &str, host: &str) -> Option<Fail> {
-        let meets =
-            |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
+    /// The failure that meets this operation, if one is in store; it is used up by one. A move is met
+    /// on either of its hosts.
+    pub(crate) fn take_fail(&mut self, op: FailOp, vm: &str, hosts: &[&str]) -> Option<Fail> {
+        let meets = |names: &[String], any: &[&str]| {
+            names.is_empty() || names.iter().any(|n| any.contains(&n.as_str()))
+        };
         let index = self
             .fails
             .iter()
-            .position(|f| f.op == op && meets(&f.vms, vm) && meets(&f.hosts, host))?;
+            .position(|f| f.op == op && meets(&f.vms, &[vm]) && meets(&f.hosts, hosts))?;
         let fail = self.fails.get(index).cloned()?;
         match fail.times {
             Some(n) if n <= 1 => {

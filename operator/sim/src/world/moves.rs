@@ -77,7 +77,7 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
         let (vm, pid) = (q.vm.clone(), q.pid);
         w.emit(Seen::of(What::Migrate).vm(&vm).host(host).to(to).by(Doer::Agent));
         let copy_ms = w.profile(&vm).migrate_ms;
-        let fail = w.take_fail(FailOp::Migrate, &vm, host);
+        let fail = w.take_fail(FailOp::Migrate, &vm, &[host, to]);
         (vm, pid, copy_ms, fail)
     };
     let at = |stage: Stage| fail.as_ref().filter(|f| f.stage == stage).map(|f: &Fail| f.how);

@@ -419,7 +419,7 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
     let boot = sim.lock().machines.get(host).map_or(0, |m| m.boot_no);
     let same = |w: &World| w.machines.get(host).is_some_and(|m| m.boot_no == boot);
     sim.latency(&format!("start/{host}"), 100, 500).await;
-    let failure = sim.lock().take_fail(FailOp::Start, vm, host);
+    let failure = sim.lock().take_fail(FailOp::Start, vm, &[host]);
     if let Some(f) = &failure {
         match f.how {
             FailAs::Error => {
@@ -484,7 +484,7 @@ pub(crate) fn shutdown(sim: &Arc<Sim>, host: &str, uid: &str, by: Doer) {
     q.asked = true;
     let (pid, vm) = (q.pid, q.vm.clone());
     w.emit(Seen::of(What::Stop).vm(&vm).host(host).by(by));
-    if w.take_fail(FailOp::Stop, &vm, host).is_some() {
+    if w.take_fail(FailOp::Stop, &vm, &[host]).is_some() {
         w.emit(Seen::of(What::StopFailed).vm(&vm).host(host).detail("the guest ignores it"));
         return;
     }
@@ -518,7 +518,7 @@ pub(crate) async fn kill(
         return Ok(());
     }
     let vm = q.vm.clone();
-    if let Some(f) = w.take_fail(FailOp::Kill, &vm, host)
+    if let Some(f) = w.take_fail(FailOp::Kill, &vm, &[host])
         && f.how != FailAs::Unknown
     {
         w.emit(Seen::of(What::StopFailed).vm(&vm).host(host).by(by).detail("survives SIGKILL"));

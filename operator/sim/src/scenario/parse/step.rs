@@ -316,8 +316,15 @@ fn lock_manager(f: &mut Fields<'_>) -> Option<Verb> {
         return Some(Verb::StaleLock { vms, owner: owner.unwrap_or(LockOwner::Foreign) });
     }
     f.take("stale-lock");
-    let is = f.word("is");
     let hosts = f.names_or_none("host", NameKind::Host);
+    if f.has("vm") {
+        for name in ["vm", "is", "owner"] {
+            f.take(name);
+        }
+        f.problem("step `lock-manager`: write the VM as `stale-lock: <vm>`".to_owned());
+        return None;
+    }
+    let is = f.word("is");
     if !f.has("is") {
         f.problem("step `lock-manager` needs `is` or `stale-lock`".to_owned());
     }

@@ -324,11 +324,17 @@ impl Stage {
     /// VMs with a `host` run there; then those that are to be stopped are stopped.
     async fn place_hosted(&mut self) -> Result<(), RunError> {
         let scenario = self.scenario.clone();
-        let hosted: Vec<(&VmSetup, &String)> =
+        let mut hosted: Vec<(&VmSetup, &String)> =
             scenario.vms.iter().filter_map(|vm| Some((vm, vm.host.as_ref()?))).collect();
+        // Nobody stops what is only watched: it runs from the beginning, or never did.
+        let idle = |vm: &VmSetup| vm.fields.run() == RunPolicy::Halted || self.was_off(vm);
+        let watched = |vm: &VmSetup| !vm.fields.managed();
+        for (vm, _) in hosted.extract_if(.., |(vm, _)| watched(vm) && idle(vm)) {
+            self.apply(&self.vm_object(vm))?;
+        }
         for (vm, host) in &hosted {
             let mut object = self.vm_object(vm);
-            if !vm.fields.managed() {
+            if watched(vm) {
                 self.apply(&object)?;
                 self.hand_start(&vm.name, host, false)?;
                 continue;
