@@ -30,8 +30,6 @@ pub const MOVE_MEMORY: &str = "stockade-memory";
 pub const AGENT_OBJECT: &str = "agent";
 /// Annotation of the heartbeat Lease: the storage beats that this host sees, as JSON.
 pub const BEATS_ANNOTATION: &str = "stockade.dev/beats";
-/// Annotation of the heartbeat Lease: the timings in force on the host, as JSON.
-pub const TIMINGS_ANNOTATION: &str = "stockade.dev/timings";
 /// Annotation that names a history of the API, `<uid>/<counter>` (safety §2.9): on a Domain the
 /// one in which the order was given, on the heartbeat Lease the highest that the host journalled,
 /// on [`LINEAGE_LEASE`] the counter alone.

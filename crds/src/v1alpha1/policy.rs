@@ -210,6 +210,11 @@ pub struct SelfFence {
     /// Added to the formula.
     #[schemars(range(min = 1, max = 600))]
     pub margin_seconds: i32,
+    /// Watchdogs that are relied on although they are software, or a virtual machine's: what
+    /// `/sys/class/watchdog/watchdog0/identity` says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 64)))]
+    pub trust_watchdogs: Vec<String>,
 }
 
 impl Default for SelfFence {
@@ -220,6 +225,7 @@ impl Default for SelfFence {
             watchdog_seconds: 15,
             drift_per_mille: 50,
             margin_seconds: 5,
+            trust_watchdogs: Vec::new(),
         }
     }
 }

@@ -9,8 +9,8 @@ use super::tour::{Seen, Tour};
 use super::{LIMIT, PAUSE, PlayError};
 use crate::local_hosts::Signal;
 
-/// The agent's name as the kernel keeps it; its beat writer is the same program.
-const AGENT: &str = "stockade-agent";
+/// The beat writer's name as the kernel keeps it.
+const BEAT: &str = "stockade-beat";
 
 impl Tour<'_> {
     /// The plug is pulled: every process of the host is gone at once, its BMC reads off.
@@ -31,7 +31,7 @@ impl Tour<'_> {
         self.plugs_are_trusted().await?;
         let started = Instant::now();
         self.cluster.kill_agent(&seen.host)?;
-        let left = self.cluster.host(&seen.host)?.signal(AGENT, Signal::KILL)?;
+        let left = self.cluster.host(&seen.host)?.signal(BEAT, Signal::KILL)?;
         if left == 0 {
             return Err(PlayError::Wrong("no beat writer outlived the agent".to_owned()));
         }

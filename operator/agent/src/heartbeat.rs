@@ -10,9 +10,7 @@ use kube::Api;
 use kube::api::PostParams;
 use kube::core::ObjectMeta;
 use serde_json::json;
-use stockade_crds::names::{
-    AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION, TIMINGS_ANNOTATION,
-};
+use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION};
 
 use crate::context::{Context, locked, request};
 
@@ -106,14 +104,6 @@ fn renewed(context: &Context, base: Lease, heartbeat_seconds: i32) -> Lease {
     let mut metadata = ObjectMeta { name: Some(AGENT_OBJECT.into()), ..base.metadata };
     let annotations = metadata.annotations.get_or_insert_default();
     annotations.insert(BEATS_ANNOTATION.into(), json!(beats).to_string());
-    match &*locked(&context.armed) {
-        Some(timings) => {
-            annotations.insert(TIMINGS_ANNOTATION.into(), json!(timings).to_string());
-        }
-        None => {
-            annotations.remove(TIMINGS_ANNOTATION);
-        }
-    }
     if let Some(lineage) = context.journal.lineage() {
         annotations.insert(LINEAGE_ANNOTATION.into(), lineage.to_string());
     }

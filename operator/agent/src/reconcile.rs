@@ -14,7 +14,7 @@ use stockade_core::agent::decide::STORAGE_LOST;
 use stockade_core::agent::moves::{Copy, CopyEnd, Job, source_order};
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
-use stockade_core::agent::{HostAction, Observed, decide, status_of};
+use stockade_core::agent::{HostAction, Observed, decide, self_fence, status_of};
 use stockade_crds::v1alpha1::{
     ApiLoss, Domain, DomainState, End, HostAgent, HostAgentSpec, HostAgentStatus, InventoryItem,
     MigrationSide, Want,
@@ -67,7 +67,7 @@ enum News {
     Done(Box<Done>),
     Reported(Box<Reported>),
     Inspected(Inspected),
-    Armed,
+    Armed(Option<String>),
     /// A move away is over: VM, its identity, what it came to.
     Copied(String, String, CopyEnd),
 }
@@ -99,6 +99,10 @@ struct Loop {
     inspecting: bool,
     inspected_at: u64,
     arming: bool,
+    /// Why the last try failed.
+    arming_trouble: Option<String>,
+    /// The storages whose beats feed, by this agent's last order.
+    armed_storages: Option<Vec<String>>,
     hook: bool,
     probed_at: Option<u64>,
     lock: Option<LockLook>,
@@ -137,6 +141,8 @@ pub(crate) async fn run(context: Arc<Context>) {
         inspecting: false,
         inspected_at: now,
         arming: false,
+        arming_trouble: None,
+        armed_storages: None,
         hook: false,
         probed_at: None,
         lock: None,
@@ -226,7 +232,13 @@ impl Loop {
                     self.memory.entry(uid).or_default().lock = Some(lock);
                 }
             }
-            News::Armed => self.arming = false,
+            News::Armed(trouble) => {
+                self.arming = false;
+                if trouble.is_some() {
+                    self.armed_storages = None;
+                }
+                self.arming_trouble = trouble;
+            }
             News::Copied(uid, id, end) => {
                 tracing::info!(vm = uid, ?end, "the copy is over");
                 self.look_again = true;
@@ -662,15 +674,19 @@ impl Loop {
     fn host_tasks(&mut self, spec: &HostAgentSpec) {
         let armed = locked(&self.context.armed).clone();
         let storages: Vec<String> = spec.storages.iter().map(|s| s.name.clone()).collect();
-        let said = self.host_status.as_ref().is_some_and(|s| !s.armed);
-        let arm = spec.arm && armed.is_none();
-        let disarm = !spec.arm && armed.is_some() && said;
+        let said = self.host_status.as_ref();
+        let said_timings = said.and_then(|s| s.self_fence.as_ref());
+        let timings = self_fence::next(armed.as_ref(), &spec.self_fence, said_timings);
+        let is_so = armed.as_ref().is_some_and(|armed| !self_fence::differs(armed, &timings))
+            && self.armed_storages.as_ref() == Some(&storages);
+        let arm = spec.arm && !is_so;
+        let disarm = !spec.arm && armed.is_some() && said.is_some_and(|s| !s.armed);
         if self.arming || !(arm || disarm) {
             return;
         }
         self.arming = true;
         let context = Arc::clone(&self.context);
-        let timings = spec.self_fence.clone();
+        self.armed_storages = arm.then(|| storages.clone());
         self.tasks.spawn(async move {
             let watchdog = &context.ports.watchdog;
             let result = if arm {
@@ -679,13 +695,16 @@ impl Loop {
                 timed("disarm", "watchdog", 10, watchdog.disarm()).await
             };
             match result {
-                Ok(()) => *locked(&context.armed) = arm.then_some(timings),
+                Ok(()) => {
+                    *locked(&context.armed) = arm.then_some(timings);
+                    News::Armed(None)
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the watchdog");
                     tokio::time::sleep(Duration::from_secs(2)).await;
+                    News::Armed(Some(error.to_string()))
                 }
             }
-            News::Armed
         });
     }
 

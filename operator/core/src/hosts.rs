@@ -136,7 +136,8 @@ fn host_agent(world: &World, facts: &HostFacts, host: &Host, out: &mut Plan) {
 
 fn host_status(world: &World, facts: &HostFacts, host: &Host, brake: Brake) -> Report<HostStatus> {
     let old = host.status.clone().unwrap_or_default();
-    let report = world.agents.get(&facts.name).and_then(|a| a.status.as_ref());
+    let agent = world.agents.get(&facts.name);
+    let report = agent.and_then(|a| a.status.as_ref());
     // Ages change every second; they are stored as of the last change of state.
     let evidence = if old.printable_status == facts.state && !old.evidence.is_empty() {
         old.evidence
@@ -205,6 +206,16 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host, brake: Brake) -> R
             "NoWatchdog",
             "it declares selfFencing and has no watchdog: if it fails, its VMs wait for a human's \
              word; give it a watchdog, or spec.fencing",
+        )
+    } else if host.spec.self_fencing
+        && agent.is_some_and(|a| a.spec.arm)
+        && report.is_some_and(|r| !r.armed)
+    {
+        Decided::new(
+            FENCING_READY,
+            false,
+            "NotArmed",
+            "its watchdog was ordered to be armed and is not: see status.problems of its HostAgent",
         )
     } else if host.spec.self_fencing {
         Decided::new(FENCING_READY, true, "SelfFencing", "it resets itself when it is cut off")

@@ -5,18 +5,20 @@
 //! storage has a thread, for a storage that hangs must not silence the others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{HostError, HostResult};
 use crate::files::failed;
+use crate::machine::boottime_millis;
 use crate::ports::Beat;
+use crate::watchdog::Renewals;
 
 /// What is to be beaten.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,14 +64,16 @@ pub fn read_all(mount: &Path) -> HostResult<BTreeMap<String, Beat>> {
     Ok(beats)
 }
 
-/// Beats until killed. Returns at once if another process beats for this state folder.
-pub fn run(state: &Path) -> HostResult<()> {
+/// Beats until killed; what is acknowledged is a sign of life on the watchdog's board in `run`.
+/// Returns at once if another process beats for this state folder.
+pub fn run(state: &Path, run: &Path) -> HostResult<Infallible> {
     let path = state.join("beat.lock");
     let lock = File::options().create(true).write(true).truncate(false).open(&path);
     let lock = lock.map_err(failed("beat", &path))?;
     if lock.try_lock().is_err() {
         return Err(HostError::refused("beat", path.display().to_string(), "it beats already"));
     }
+    let renewals = Arc::new(Renewals::new(run));
     let beating: Arc<Mutex<BTreeSet<PathBuf>>> = Arc::default();
     loop {
         let plan = read_plan(state);
@@ -77,8 +81,9 @@ pub fn run(state: &Path) -> HostResult<()> {
             let mut running = beating.lock().unwrap_or_else(PoisonError::into_inner);
             if running.insert(mount.clone()) {
                 let (state, mount, beating) = (state.to_owned(), mount.clone(), beating.clone());
+                let renewals = Arc::clone(&renewals);
                 thread::spawn(move || {
-                    beat_on(&state, &mount);
+                    beat_on(&state, &mount, &renewals);
                     beating.lock().unwrap_or_else(PoisonError::into_inner).remove(&mount);
                 });
             }
@@ -88,14 +93,16 @@ pub fn run(state: &Path) -> HostResult<()> {
 }
 
 /// Beats on one storage until the plan leaves it out.
-fn beat_on(state: &Path, mount: &Path) {
+fn beat_on(state: &Path, mount: &Path, renewals: &Renewals) {
     loop {
         let plan = read_plan(state);
-        if !plan.storages.values().any(|planned| planned == mount) {
+        let Some((storage, _)) = plan.storages.iter().find(|(_, planned)| *planned == mount) else {
             return;
-        }
+        };
         // A failed beat is silence, which is what the others are to see.
-        let _ = write_beat(mount, &plan);
+        if let Ok(sent) = write_beat(mount, &plan) {
+            renewals.beaten(storage, sent);
+        }
         thread::sleep(Duration::from_secs(plan.heartbeat_seconds.max(1).unsigned_abs().into()));
     }
 }
@@ -105,13 +112,14 @@ fn read_plan(state: &Path) -> BeatPlan {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Writes one beat. Its counter is this boot's time, so that it rises over restarts too.
-fn write_beat(mount: &Path, plan: &BeatPlan) -> std::io::Result<()> {
-    let now = clock_gettime(ClockId::Boottime);
+/// Writes one beat; when it was sent. Its counter is this boot's time, so that it rises over restarts
+/// too.
+fn write_beat(mount: &Path, plan: &BeatPlan) -> std::io::Result<u64> {
+    let sent = boottime_millis();
     let beat = Beat {
         host_uid: plan.host_uid.clone(),
         boot_id: plan.boot_id.clone(),
-        counter: now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000,
+        counter: sent,
         lineage: plan.lineage,
     };
     let path = folder(mount).join(format!("{}.json", plan.host_uid));
@@ -121,5 +129,6 @@ fn write_beat(mount: &Path, plan: &BeatPlan) -> std::io::Result<()> {
     let file = File::create(&temporary)?;
     serde_json::to_writer(&file, &beat)?;
     file.sync_data()?;
-    fs::rename(&temporary, &path)
+    fs::rename(&temporary, &path)?;
+    Ok(sent)
 }

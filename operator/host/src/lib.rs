@@ -41,3 +41,5 @@ pub mod records;
 pub mod seed;
 #[cfg(feature = "real")]
 pub mod storage;
+#[cfg(feature = "real")]
+pub mod watchdog;

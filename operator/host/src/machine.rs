@@ -10,12 +10,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use stockade_crds::v1alpha1::{GoingDown, HypervisorKind, SelfFence};
+use stockade_crds::v1alpha1::{GoingDown, HypervisorKind};
 
 use crate::error::{HostError, HostResult};
 use crate::files::{failed, replace};
 use crate::logind::ShutdownLock;
-use crate::ports::{Clock, MachineFacts, MachinePort, WatchdogPort};
+use crate::ports::{Clock, MachineFacts, MachinePort};
+use crate::watchdog;
 
 /// Targets that would suspend a host: it would read off and come back with the same boot.
 const SLEEP_TARGETS: [&str; 3] = ["sleep.target", "suspend.target", "hibernate.target"];
@@ -31,6 +32,8 @@ pub struct MachineOptions {
     pub smbios_uuid: PathBuf,
     /// CPUs that VMs may be given in all; `None`: as many as the machine has.
     pub cpus: Option<i32>,
+    /// Its watchdog.
+    pub watchdog: PathBuf,
 }
 
 impl MachineOptions {
@@ -42,6 +45,7 @@ impl MachineOptions {
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
             smbios_uuid: "/sys/class/dmi/id/product_uuid".into(),
             cpus: None,
+            watchdog: watchdog::DEVICE.into(),
         }
     }
 }
@@ -62,6 +66,7 @@ pub struct RealMachine {
     boot_id: String,
     /// What VMs may be given in all, if not what the machine has.
     cpus: Option<i32>,
+    watchdog: PathBuf,
     shutdown: Option<Arc<ShutdownLock>>,
 }
 
@@ -100,7 +105,13 @@ impl RealMachine {
             );
             return Err(HostError::refused(OP, path.display().to_string(), message));
         }
-        Ok(Self { host_uid: identity.host_uid, boot_id, cpus: options.cpus, shutdown: None })
+        Ok(Self {
+            host_uid: identity.host_uid,
+            boot_id,
+            cpus: options.cpus,
+            watchdog: options.watchdog.clone(),
+            shutdown: None,
+        })
     }
 
     /// Holds shutdowns back from now on; without it the machine never says that it goes down.
@@ -133,8 +144,7 @@ impl RealMachine {
             cpu: self.cpus.unwrap_or_else(|| i32::try_from(cpus).unwrap_or(i32::MAX)),
             memory_mib: kib.unwrap_or(0_i64) / 1024,
             hypervisors: vec![HypervisorKind::KVM],
-            // Nothing here feeds one yet, and what is not fed must not be relied on.
-            watchdog: false,
+            watchdog: watchdog::identity(&self.watchdog).is_some(),
             holds_back_seconds: None,
             problems: unmasked_sleep(),
         })
@@ -186,14 +196,20 @@ impl MachinePort for RealMachine {
     }
 }
 
+/// Milliseconds of CLOCK_BOOTTIME: the clock of every monotonic time here.
+#[must_use]
+pub fn boottime_millis() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
 /// The machine's own clocks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealClock;
 
 impl Clock for RealClock {
     fn monotonic_millis(&self) -> u64 {
-        let now = clock_gettime(ClockId::Boottime);
-        now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+        boottime_millis()
     }
 
     fn wall_millis(&self) -> i64 {
@@ -204,29 +220,4 @@ impl Clock for RealClock {
     fn sleep(&self, millis: u64) -> BoxFuture<'static, ()> {
         tokio::time::sleep(Duration::from_millis(millis)).boxed()
     }
-}
-
-/// A host without a fed watchdog: it can't be armed, so elapsed time never proves it dead.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoWatchdog;
-
-impl WatchdogPort for NoWatchdog {
-    fn arm<'a>(
-        &'a self,
-        _timings: &'a SelfFence,
-        _storages: &'a [String],
-    ) -> BoxFuture<'a, HostResult<()>> {
-        let message = "this agent feeds no watchdog yet; use a power device or a person's word";
-        async move { Err(HostError::refused("arm", "watchdog", message)) }.boxed()
-    }
-
-    fn disarm(&self) -> BoxFuture<'_, HostResult<()>> {
-        async { Ok(()) }.boxed()
-    }
-
-    fn armed(&self) -> BoxFuture<'_, HostResult<Option<SelfFence>>> {
-        async { Ok(None) }.boxed()
-    }
-
-    fn api_renewed(&self, _sent_millis: u64) {}
 }

@@ -148,7 +148,7 @@ async fn beats_rise_on_every_planned_storage_and_stop_when_it_is_left_out() {
     assert!(storage.ensure(&scratch.declared("ours")).await.ready);
     storage.keep_beating(&["vms".into()], 1, 5).await.unwrap();
     let state = scratch.0.join("state");
-    std::thread::spawn(move || stockade_host::beat::run(&state));
+    std::thread::spawn(move || stockade_host::beat::run(&state, &state));
     let counter = async || {
         let beats = storage.beats("vms").await.unwrap();
         beats.get("h1").map_or(0, |beat| {
@@ -162,7 +162,7 @@ async fn beats_rise_on_every_planned_storage_and_stop_when_it_is_left_out() {
     assert!(first > 0);
     pause(1500).await;
     assert!(counter().await > first);
-    let second = stockade_host::beat::run(&scratch.0.join("state"));
+    let second = stockade_host::beat::run(&scratch.0.join("state"), &scratch.0);
     assert!(matches!(second, Err(HostError::Refused { .. })), "two processes beat for one host");
     storage.keep_beating(&[], 1, 5).await.unwrap();
     pause(1500).await;

@@ -13,10 +13,11 @@ use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
 use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
 use stockade_host::logind::ShutdownLock;
-use stockade_host::machine::{MachineOptions, NoWatchdog, RealClock, RealMachine};
+use stockade_host::machine::{MachineOptions, RealClock, RealMachine};
 use stockade_host::ports::AgentPorts;
 use stockade_host::storage::{RealStorage, StorageOptions};
-use stockade_host::{HostError, HostResult, beat};
+use stockade_host::watchdog::{DEVICE, RUN, RealWatchdog, WatchdogOptions};
+use stockade_host::{HostError, HostResult};
 
 /// The agent of one host.
 #[derive(Parser)]
@@ -42,8 +43,6 @@ enum Command {
         #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
         rest: Vec<String>,
     },
-    /// Writes the storage beats that the agent has planned, until killed.
-    Beat,
     /// Runs the agent until it is told to stop; running VMs run on without it.
     Run(RunArguments),
 }
@@ -73,6 +72,12 @@ struct RunArguments {
     /// listens there while no ticket waits.
     #[arg(long, env = "STOCKADE_CONSOLE_PORT", default_value_t = 16_515)]
     console_port: u16,
+    /// Folder on a tmpfs that agent, beats and the watchdog's feeder share.
+    #[arg(long, default_value = RUN, env = "STOCKADE_RUN")]
+    run: PathBuf,
+    /// The watchdog that stockade-feeder feeds.
+    #[arg(long, default_value = DEVICE, env = "STOCKADE_WATCHDOG")]
+    watchdog: PathBuf,
     /// CPUs that VMs may be given in all; more than the machine has: they share. Absent: as many as
     /// it has.
     #[arg(long, env = "STOCKADE_CPUS", value_parser = clap::value_parser!(i32).range(1..))]
@@ -100,7 +105,6 @@ fn run(arguments: Arguments) -> HostResult<()> {
             let boot_id = MachineOptions::new(&arguments.state).boot_id;
             decide(&HookContext { state: arguments.state, boot_id }, &operation, &xml)
         }
-        Command::Beat => beat::run(&arguments.state),
         Command::Run(options) => serve(&arguments.state, options),
     }
 }
@@ -110,14 +114,17 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
     let failed = |message: String| HostError::failed("run", "agent", message);
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-    let itself =
-        vec![program.display().to_string(), "--state".to_owned(), state.display().to_string()];
+    let beside = |name: &str| program.with_file_name(name).display().to_string();
+    let state_word = ["--state".to_owned(), state.display().to_string()];
+    let itself = [&[program.display().to_string()][..], &state_word].concat();
+    let run_word = ["--run".to_owned(), options.run.display().to_string()];
+    let beat = [&[beside("stockade-beat")][..], &state_word, &run_word].concat();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
-        let ports = ports(state, itself, &options)?;
+        let ports = ports(state, itself, beat, &options)?;
         let mut api = kube::Config::infer().await.map_err(|error| failed(error.to_string()))?;
         // The agent repeats what it must itself, with fresh content.
         api.default_retry = false;
@@ -130,13 +137,19 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
     })
 }
 
-/// The drivers of a real machine; `itself` is this program with its first arguments.
-fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResult<AgentPorts> {
+/// The drivers of a real machine; `itself` is this program with its first arguments, `beat_command`
+/// the one that beats.
+fn ports(
+    state: &Path,
+    itself: Vec<String>,
+    beat_command: Vec<String>,
+    options: &RunArguments,
+) -> HostResult<AgentPorts> {
     let mut machine = MachineOptions::new(state);
+    machine.watchdog.clone_from(&options.watchdog);
     machine.cpus = options.cpus;
     let machine = RealMachine::open(&machine)?.holding(ShutdownLock::hold(None));
-    let mut libvirt =
-        LibvirtOptions::new(state, machine.host_uid(), machine.boot_id(), itself.clone());
+    let mut libvirt = LibvirtOptions::new(state, machine.host_uid(), machine.boot_id(), itself);
     libvirt.uri.clone_from(&options.libvirt_uri);
     libvirt.emulated |= options.emulated;
     if let Some(program) = &options.restart_libvirt {
@@ -145,8 +158,6 @@ fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResul
     if options.insecure_migration {
         libvirt.migration = MigrationOptions::insecure();
     }
-    let mut beat_command = itself;
-    beat_command.push("beat".to_owned());
     let storage = StorageOptions {
         state: state.to_owned(),
         host_uid: machine.host_uid().to_owned(),
@@ -161,7 +172,10 @@ fn ports(state: &Path, itself: Vec<String>, options: &RunArguments) -> HostResul
         storage: Arc::new(RealStorage::new(storage)?),
         exports: Arc::new(Knfsd::default()),
         journal: Arc::new(FileJournal::open(state)?),
-        watchdog: Arc::new(NoWatchdog),
+        watchdog: Arc::new(RealWatchdog::new(WatchdogOptions {
+            run: options.run.clone(),
+            device: options.watchdog.clone(),
+        })),
         clock: Arc::new(RealClock),
     })
 }

@@ -1,6 +1,6 @@
 //! What the loop says of its host.
 
-use stockade_core::agent::Observed;
+use stockade_core::agent::{Observed, self_fence};
 use stockade_crds::v1alpha1::{HostAgentSpec, HostAgentStatus};
 
 use super::{Loop, nothing_runs};
@@ -37,6 +37,7 @@ impl Loop {
         let too_short = shutdown::problem(spec, &facts);
         let mut problems = facts.problems;
         problems.extend(too_short);
+        problems.extend(self.arming_trouble.clone());
         if o.journal.is_none() {
             problems.push("the journal can't be used: no VM is started here".into());
         }
@@ -66,7 +67,9 @@ impl Loop {
             lock_message: LockLook::trouble(self.lock.as_ref()),
             lock: o.lock,
             armed: spec.arm && armed.is_some(),
-            self_fence: armed.filter(|_| spec.arm),
+            self_fence: armed
+                .filter(|_| spec.arm)
+                .map(|armed| self_fence::reported(&armed, &spec.self_fence)),
             watchdog: facts.watchdog,
             hook_ready: self.hook,
             hypervisor_ready: o.live.is_some(),

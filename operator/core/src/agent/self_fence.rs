@@ -2,6 +2,8 @@
 
 use stockade_crds::v1alpha1::SelfFence;
 
+use crate::ha::fencing::elapsed_bound;
+
 /// The newest acknowledged sign of life on each path: the monotonic time, in
 /// milliseconds, at which it was *sent*. Arming counts as one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +35,64 @@ pub fn feed(now: u64, stamps: Stamps, armed: Option<&SelfFence>) -> Feed {
     if young(stamps.storage) || young(stamps.api) { Feed::Feed } else { Feed::KillAndStop }
 }
 
+/// The timings that a host says it is armed with. The proof counts on them, so longer ones are said
+/// before they are in force, and shorter ones only then.
+#[must_use]
+pub fn reported(armed: &SelfFence, wanted: &SelfFence) -> SelfFence {
+    if is_longer(wanted, armed) { times(wanted) } else { times(armed) }
+}
+
+/// The timings to be ordered now. `said`: what the API has acknowledged of [`reported`].
+#[must_use]
+pub fn next(armed: Option<&SelfFence>, wanted: &SelfFence, said: Option<&SelfFence>) -> SelfFence {
+    let acknowledged = said.is_some_and(|said| times(said) == times(wanted));
+    match armed {
+        Some(armed) if is_longer(wanted, armed) && !acknowledged => {
+            SelfFence { trust_watchdogs: wanted.trust_watchdogs.clone(), ..times(armed) }
+        }
+        _ => wanted.clone(),
+    }
+}
+
+/// Whether a feeder is armed with other times than these.
+#[must_use]
+pub fn differs(armed: &SelfFence, next: &SelfFence) -> bool {
+    times(armed) != times(next)
+}
+
+fn is_longer(one: &SelfFence, other: &SelfFence) -> bool {
+    elapsed_bound(one) > elapsed_bound(other)
+}
+
+/// The times alone: which devices are trusted is no matter of the proof.
+fn times(timings: &SelfFence) -> SelfFence {
+    SelfFence { trust_watchdogs: Vec::new(), ..timings.clone() }
+}
+
+/// What softdog calls itself: it can't reset a kernel that hangs.
+const SOFTWARE: &str = "Software Watchdog";
+
+/// Why a watchdog is not relied on; `identity` is empty where there is none. `virtual_machine`: the
+/// host is one itself, so that its watchdog is only as good as what runs it. `trusted` names those
+/// that are relied on all the same.
+#[must_use]
+pub fn distrust(identity: &str, virtual_machine: bool, trusted: &[String]) -> Option<String> {
+    if identity.is_empty() {
+        return Some(
+            "no watchdog device is there: load its driver, or give the host spec.fencing".into(),
+        );
+    }
+    let software = identity == SOFTWARE;
+    if !(software || virtual_machine) || trusted.iter().any(|name| name == identity) {
+        return None;
+    }
+    let what = if software { "software" } else { "a virtual machine's" };
+    Some(format!(
+        "its watchdog {identity:?} is {what}: if it is to be relied on, name it in the policy's \
+         selfFence.trustWatchdogs"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +115,35 @@ mod tests {
     #[test]
     fn a_disarmed_host_is_never_reset() {
         assert_eq!(feed(u64::MAX, Stamps::default(), None), Feed::Feed);
+    }
+
+    #[test]
+    fn longer_times_are_said_before_they_are_in_force_and_shorter_ones_only_then() {
+        let of = |stop_seconds| SelfFence { stop_seconds, ..SelfFence::default() };
+        let (short, long) = (of(20), of(60));
+        assert_eq!(next(None, &long, None), long, "it was not armed");
+        assert_eq!((reported(&short, &long), next(Some(&short), &long, None)), (of(60), of(20)));
+        assert_eq!(next(Some(&short), &long, Some(&short)), short, "the API has not heard it");
+        assert_eq!(next(Some(&short), &long, Some(&long)), long);
+        assert_eq!((reported(&long, &short), next(Some(&long), &short, None)), (of(60), of(20)));
+        let named = SelfFence { trust_watchdogs: vec!["x".into()], ..of(20) };
+        assert!(!differs(&short, &named) && differs(&short, &long));
+    }
+
+    #[test]
+    fn software_and_virtual_watchdogs_are_relied_on_by_name_alone() {
+        let named = ["i6300ESB timer".to_owned()];
+        assert_eq!(distrust("iTCO_wdt", false, &[]), None);
+        assert_eq!(distrust("i6300ESB timer", true, &named), None);
+        for (identity, virtual_machine, word) in [
+            ("", false, "no watchdog device"),
+            (SOFTWARE, false, "is software"),
+            (SOFTWARE, true, "is software"),
+            ("iTCO_wdt", true, "a virtual machine's"),
+        ] {
+            let why = distrust(identity, virtual_machine, &named).unwrap_or_default();
+            assert!(why.contains(word), "{identity}: {why}");
+        }
     }
 
     #[test]

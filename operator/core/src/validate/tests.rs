@@ -10,6 +10,7 @@ fn the_elapsed_proof_waits_for_drift_and_margin() {
         watchdog_seconds: 15,
         drift_per_mille: 50,
         margin_seconds: 5,
+        ..SelfFence::default()
     };
     assert_eq!(elapsed_proof_seconds(&timings), 47);
     let rounded = SelfFence { drift_per_mille: 1, ..timings };
