@@ -1,4 +1,5 @@
-//! The simulator's clock and random numbers are in no program that touches real hosts.
+//! What is in which program: the simulator's clock and random numbers in none that touches real hosts,
+//! and no executor or TLS in those that must go on whatever hangs.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
@@ -7,13 +8,18 @@ use std::process::Command;
 /// The functions that `stockade_sim::link_hooks` replaces.
 const HOOKS: [&str; 2] = ["clock_gettime", "getrandom"];
 
-/// Which of the hooks a program defines itself, by its symbols.
-fn hooks_in(program: &Path) -> Vec<String> {
+/// The symbols that a program defines itself.
+fn symbols(program: &Path) -> Vec<String> {
     let output = Command::new("nm").arg("--defined-only").arg(program).output().unwrap();
     assert!(output.status.success(), "nm {}: {output:?}", program.display());
     let symbols = String::from_utf8(output.stdout).unwrap();
     let names = symbols.lines().filter_map(|line| line.split_whitespace().nth(2));
-    names.filter(|name| HOOKS.contains(name)).map(str::to_owned).collect()
+    names.map(str::to_owned).collect()
+}
+
+/// Which of the hooks a program defines.
+fn hooks_in(program: &Path) -> Vec<String> {
+    symbols(program).into_iter().filter(|name| HOOKS.contains(&name.as_str())).collect()
 }
 
 /// The programs that lie beside the one that plays: all that the workspace builds.
@@ -41,6 +47,22 @@ fn only_the_simulator_has_a_clock_of_its_own() {
             assert_eq!(found.len(), HOOKS.len(), "{found:?}");
         } else {
             assert!(found.is_empty(), "{} has {found:?}", program.display());
+        }
+    }
+}
+
+#[test]
+fn feeder_and_beat_have_neither_executor_nor_tls() {
+    let programs = programs();
+    let of = |name: &str, word: &str| {
+        let program = programs.iter().find(|p| p.ends_with(name));
+        let program = program.unwrap_or_else(|| panic!("{name} is not built"));
+        symbols(program).iter().filter(|symbol| symbol.contains(word)).count()
+    };
+    for word in ["tokio", "rustls"] {
+        assert!(of("stockade", word) > 0, "{word} would be found");
+        for name in ["stockade-feeder", "stockade-beat"] {
+            assert_eq!(of(name, word), 0, "{name} has {word}");
         }
     }
 }
