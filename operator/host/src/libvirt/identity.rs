@@ -53,10 +53,10 @@ impl Identity {
     pub(super) fn open(state: &Path, config: &Path, pki: &Path) -> HostResult<Self> {
         let folder = state.join("moves");
         fs::create_dir_all(&folder).map_err(files::failed(OP, &folder))?;
-        let control = key(&folder.join("control.key"))?;
-        let memory = key(&folder.join("memory.key"))?;
+        let (control, control_request) = key(&folder.join("control.key"))?;
+        let (memory, memory_request) = key(&folder.join("memory.key"))?;
         Ok(Self {
-            requests: MoveRequests { control: request(&control)?, memory: request(&memory)? },
+            requests: MoveRequests { control: control_request, memory: memory_request },
             keys: (control.serialize_pem(), memory.serialize_pem()),
             config: config.to_owned(),
             pki: pki.to_owned(),
@@ -142,10 +142,7 @@ impl Identity {
     /// Puts our settings first into a file: of two lines for one setting libvirt takes the first.
     fn set(&self, name: &str, ours: &str) -> HostResult<()> {
         let path = self.config.join(name);
-        let old = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            read => read.map_err(files::failed(OP, &path))?,
-        };
+        let old = found(&path)?.unwrap_or_default();
         let new = with_ours(&old, ours);
         if new == old {
             return Ok(());
@@ -166,17 +163,34 @@ fn with_ours(old: &str, ours: &str) -> String {
     format!("{begin}{ours}{end}{rest}")
 }
 
-/// A key of this host, made and kept for root alone if there is none.
-fn key(path: &Path) -> HostResult<KeyPair> {
+/// A key of this host, made and kept for root alone if there is none, and its request. No two
+/// requests of one key are equal, and each is signed anew: it is kept too.
+fn key(path: &Path) -> HostResult<(KeyPair, String)> {
     let failed =
         |error: rcgen::Error| HostError::failed(OP, path.display().to_string(), error.to_string());
-    match fs::read_to_string(path) {
-        Ok(text) => KeyPair::from_pem(&text).map_err(failed),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    let asked = path.with_extension("csr");
+    let key = match found(path)? {
+        Some(text) => KeyPair::from_pem(&text).map_err(failed)?,
+        None => {
+            files::remove(&asked).map_err(files::failed(OP, &asked))?;
             let key = KeyPair::generate().map_err(failed)?;
             write(path, &key.serialize_pem(), Some(0)).map_err(files::failed(OP, path))?;
-            Ok(key)
+            key
         }
+    };
+    if let Some(request) = found(&asked)? {
+        return Ok((key, request));
+    }
+    let request = request(&key)?;
+    write(&asked, &request, None).map_err(files::failed(OP, &asked))?;
+    Ok((key, request))
+}
+
+/// The text of a file, if it is there.
+fn found(path: &Path) -> HostResult<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(files::failed(OP, path)(error)),
     }
 }
@@ -247,6 +261,11 @@ mod tests {
         let identity = Identity::open(&state, &config, &pki).unwrap();
         let again = Identity::open(&state, &config, &pki).unwrap();
         assert_eq!(identity.keys, again.keys);
+        assert_eq!(identity.requests(), again.requests(), "nothing is to be signed anew");
+        fs::remove_file(state.join("moves/memory.key")).unwrap();
+        let other = Identity::open(&state, &config, &pki).unwrap();
+        assert_eq!(identity.requests().control, other.requests().control);
+        assert_ne!(identity.requests().memory, other.requests().memory, "it is of a lost key");
         let install = |text: &str| identity.install(&signed(&identity, text), &root);
         assert_eq!(install("first").unwrap(), Changed::Settings);
         assert_eq!(install("first").unwrap(), Changed::Settings, "it is owed until it is taken");
