@@ -131,8 +131,34 @@ const BALLAST: [u8; 83] = [
     0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00, // 4b
 ];
 
+/// Where [`SLOWLY`] lies in its boot sector.
+const SLOWLY_AT: usize = 0x100;
+/// In place of [`PROGRAM`]'s look whether the BIOS has ticked: has it four times?
+#[rustfmt::skip]
+const SLOWLY: [u8; 15] = [
+    0xa1, 0x6c, 0x04,                   // 00     mov  ax, [0x46c]
+    0x29, 0xd8,                         // 03     sub  ax, bx
+    0x3c, 0x04,                         // 05     cmp  al, 4
+    0x72, 0x03,                         // 07     jb   wait
+    0xe9, 0x28, 0xff,                   // 09     jmp  PROGRAM's tick
+    0xe9, 0x3a, 0xff,                   // 0c wait: jmp PROGRAM's idle
+];
+/// Where [`PROGRAM`] looks whether the BIOS has ticked.
+const LOOK_AT: usize = 0x53;
+
+/// The boot sector of a guest that counts and writes at every fourth tick: some five times a second.
+/// Where guests are emulated twice over, those that write at each take their host for themselves.
+pub fn slow_boot_sector() -> [u8; SECTOR] {
+    let mut sector = boot_sector();
+    sector[SLOWLY_AT..][..SLOWLY.len()].copy_from_slice(&SLOWLY);
+    let way = (SLOWLY_AT - LOOK_AT - 3) as u16;
+    sector[LOOK_AT] = 0xe9;
+    sector[LOOK_AT + 1..][..2].copy_from_slice(&way.to_le_bytes());
+    sector
+}
+
 /// The boot sector with its signature.
-pub fn boot_sector() -> [u8; SECTOR] {
+fn boot_sector() -> [u8; SECTOR] {
     bootable(&PROGRAM)
 }
 

@@ -22,8 +22,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use guest::{
-    GUEST_DISK_BYTES, boot_sector, guest_boots, guest_counter, guest_domain_xml, write_echo_disk,
-    write_guest_disk, write_heavy_disk, write_idle_disk,
+    GUEST_DISK_BYTES, guest_boots, guest_counter, guest_domain_xml, slow_boot_sector,
+    write_echo_disk, write_guest_disk, write_heavy_disk, write_idle_disk,
 };
 pub use namespace::ProcessId;
 pub use rustix::process::Signal;

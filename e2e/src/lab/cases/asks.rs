@@ -135,6 +135,11 @@ pub fn kubectl(cluster: &Cluster, words: &[&str]) -> Result<String, String> {
 /// # Errors
 /// What is left.
 pub fn without_vms(cluster: &Cluster) -> Outcome {
+    // A guest that obeys nobody would be given its minute.
+    for vm in kubectl(cluster, &["get", "svm", "-o", "name"])?.lines() {
+        let hurry = r#"{"spec": {"stopGraceSeconds": 1}}"#;
+        kubectl(cluster, &["patch", vm, "--type=merge", "-p", hurry])?;
+    }
     for kind in ["svm", "slm"] {
         kubectl(cluster, &["delete", kind, "--all", "--all-namespaces", "--wait=false"])?;
     }

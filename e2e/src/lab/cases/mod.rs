@@ -26,26 +26,67 @@ use crate::play::Log;
 /// A case: the promise, and how it is tried.
 pub type Case = (&'static str, fn(&Cluster, &Log) -> Outcome);
 
-/// Runs the parts: each begins by itself, and in it each case goes on where the one before ended.
-/// A word on the command line takes only the parts whose name holds it.
+/// Cases that go on where the one before ended. A part begins by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// By what it is asked for.
+    pub name: &'static str,
+    /// It is of the selection that every change is tried by.
+    pub selected: bool,
+    /// What it tries, in this order.
+    pub cases: &'static [Case],
+}
+
+impl Part {
+    /// A part that runs where all of them do.
+    #[must_use]
+    pub const fn new(name: &'static str, cases: &'static [Case]) -> Self {
+        Self { name, selected: false, cases }
+    }
+
+    /// A part of the selection.
+    #[must_use]
+    pub const fn selected(name: &'static str, cases: &'static [Case]) -> Self {
+        Self { name, selected: true, cases }
+    }
+}
+
+/// Which of the parts the words of a command line ask for: those that are named, or all by `--all`,
+/// or else the selection.
+fn wanted(parts: &[Part], words: &[String]) -> Vec<Part> {
+    let all = words.iter().any(|word| word == "--all");
+    let names: Vec<_> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let named = |part: &Part| names.iter().any(|name| **name == part.name);
+    let takes = |part: &&Part| {
+        if names.is_empty() { all || part.selected } else { named(part) }
+    };
+    parts.iter().filter(takes).copied().collect()
+}
+
+/// Runs the parts that the command line asks for on one lab: part names, `--all`, or nothing for
+/// the selection.
 #[must_use]
-pub fn run(parts: &[(&str, &[Case])]) -> ExitCode {
+pub fn run(parts: &[Part]) -> ExitCode {
     let log = Log::new();
-    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
-    let wanted = |part: &str| words.is_empty() || words.iter().any(|word| part.contains(&**word));
-    let parts: Vec<_> = parts.iter().filter(|(part, _)| wanted(part)).collect();
-    let count: usize = parts.iter().map(|(_, cases)| cases.len()).sum();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let names: Vec<_> = parts.iter().map(|part| part.name).collect();
+    let parts = wanted(parts, &words);
+    if parts.is_empty() {
+        println!("no such part; there are: {}", names.join(" "));
+        return ExitCode::FAILURE;
+    }
+    let count: usize = parts.iter().map(|part| part.cases.len()).sum();
     println!("\nrunning {count} tests");
     let mut passed = 0;
     match start(&log) {
         Ok((_runtime, cluster)) => {
-            for (part, cases) in parts {
+            for part in parts {
                 let machines = cluster.lab().machines();
                 if let Err(error) = machines.iter().try_for_each(Machine::power_on) {
-                    println!("{part} has not all machines: {}", asks::chain(&error));
+                    println!("{} has not all machines: {}", part.name, asks::chain(&error));
                     break;
                 }
-                passed += passed_of(cases, &cluster, &log);
+                passed += passed_of(part.cases, &cluster, &log);
             }
         }
         Err(error) => println!("the lab did not start: {}", asks::chain(&error)),

@@ -2,7 +2,7 @@
 
 use super::asks::{LIMIT, Outcome, apply, machine, runs, said, sh};
 use crate::lab::{Cluster, until};
-use crate::local_hosts::{GUEST_DISK_BYTES, boot_sector};
+use crate::local_hosts::{GUEST_DISK_BYTES, slow_boot_sector};
 
 /// A guest, and where its disk is read from.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ impl Prover<'_> {
     /// What could not be written or applied.
     pub fn declare(&self, cluster: &Cluster) -> Outcome {
         let size = usize::try_from(GUEST_DISK_BYTES).map_err(|error| error.to_string())?;
-        let mut disk = boot_sector().to_vec();
+        let mut disk = slow_boot_sector().to_vec();
         disk.resize(size, 0);
         machine(cluster, self.reader)?.write(self.file, &disk).map_err(said)?;
         let Self { name, storage, .. } = self;
@@ -89,6 +89,21 @@ impl Prover<'_> {
         let rises = until("the guest writes on", LIMIT, || match self.counters(cluster)? {
             now if now.0 > before.0 && now.1 == before.1 => Ok(()),
             now => Err(format!("{before:?} and then {now:?}")),
+        });
+        rises.map_err(said)
+    }
+
+    /// Waits until it counts, in whatever boot: its host may say that it runs before it has written
+    /// for the first time.
+    ///
+    /// # Errors
+    /// What it does instead.
+    pub fn counts(&self, cluster: &Cluster) -> Outcome {
+        let mut before = self.counters(cluster)?;
+        let rises = until("the guest counts", LIMIT, || {
+            let last = std::mem::replace(&mut before, self.counters(cluster)?);
+            let counts = before.0 > last.0 && before.1 == last.1;
+            if counts { Ok(()) } else { Err(format!("{last:?} and then {before:?}")) }
         });
         rises.map_err(said)
     }

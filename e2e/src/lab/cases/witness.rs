@@ -7,7 +7,7 @@ use crate::lab::Cluster;
 /// Where it writes what it sees.
 const SEEN: &str = "/run/witness";
 
-/// Looks at each disk some thirty times a second; a guest writes eighteen times a second. A disk
+/// Looks at each disk some thirty times a second; a guest writes some five times a second. A disk
 /// whose guest is at an earlier boot than before, or went back in its boot, was written by a copy
 /// that should not be.
 const LOOK: &str = r#"

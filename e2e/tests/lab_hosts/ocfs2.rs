@@ -2,7 +2,7 @@
 
 use stockade_e2e::lab::cases::{
     Case, HOSTS, LIMIT, Outcome, all_ready, apply, boot, comes_back, condition, ensure,
-    hosts_declared, machine, object, runs, said, sh,
+    hosts_declared, machine, object, runs, said, sh, without_vms,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
@@ -62,6 +62,7 @@ fn shared(cluster: &Cluster) -> Outcome {
 }
 
 fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
+    without_vms(cluster)?;
     // Of no size on the disk until it is written.
     sh(machine(cluster, "s1")?, "install -d /srv/luns; truncate -s 3G /srv/luns/san")?;
     hosts_declared(cluster, EXAMPLE)?;

@@ -10,7 +10,7 @@ use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
 use super::nfs::PROVER;
-use super::{by_hand, failover};
+use super::{by_hand, power_cut};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs-sanlock");
 /// sanlock's formula: 8 · 10 s, and 60 s of the watchdog.
@@ -93,7 +93,7 @@ fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
 }
 
 fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
-    let over = failover::power_cut(cluster, log, PROVER)?;
+    let over = power_cut::power_cut(cluster, log, PROVER)?;
     let waited = over.issued.saturating_duration_since(over.off);
     ensure(waited >= RELEASE, || {
         format!("the start was issued after {} s, before the lease was over", waited.as_secs())

@@ -8,7 +8,7 @@ use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::local_hosts::Signal;
 use stockade_e2e::play::Log;
 
-use super::stage::{BRAKE, Stage};
+use super::stage::{BRAKE, LONG, Stage};
 
 pub const NO_API: Case =
     ("a_host_cut_off_from_the_api_alone_is_isolated_and_its_guest_goes_on", no_api);
@@ -26,9 +26,6 @@ pub const NO_STORAGE: Case = (
     "a_host_cut_off_from_its_storage_alone_is_not_shot_and_its_guest_waits_until_it_is_drained",
     no_storage,
 );
-
-/// Longer than the policy waits before it acts, so that it would have acted.
-const LONG: u64 = 60;
 
 /// While it is isolated, a host's guest goes on and nobody is shot.
 fn isolated(stage: &Stage<'_>, host: &str, since: Instant) -> Outcome {
@@ -99,7 +96,9 @@ fn two_cut_off(cluster: &Cluster, log: &Log) -> Outcome {
     });
     log.say(held.map_err(said)?);
     for name in &cut {
-        stage.host_is(name, "AwaitingProof", since)?;
+        // Where no guest is, nothing waits for a proof.
+        let empty = stage.guests_on(&[name], true).is_empty();
+        stage.host_is(name, if empty { "Lost" } else { "AwaitingProof" }, since)?;
     }
     stage.holds_for(LONG, || {
         stage.nobody_is_shot()?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use stockade_e2e::lab::cases::{
     HOSTS, LIMIT, Outcome, Prover, Witness, all_ready, ensure, hosts_declared, kubectl, machine,
-    object, runs, said, sh,
+    object, runs, said, sh, without_vms,
 };
 use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::local_hosts::Signal;
@@ -28,6 +28,8 @@ const GUESTS: [Prover<'static>; 3] = [
 const NO_BRAKE: &str = "5";
 /// As the policy has it by default.
 pub const BRAKE: &str = "null";
+/// Seconds that are more than the policy waits before it acts, so that it would have acted.
+pub const LONG: u64 = 60;
 
 /// What is known of a guest when a case begins.
 #[derive(Clone, Debug)]
@@ -37,7 +39,8 @@ pub struct Guest {
     /// Where it runs.
     pub host: String,
     epoch: i64,
-    boots: u64,
+    /// How often it had booted.
+    pub boots: u64,
 }
 
 /// Three hosts that are well, and a guest on each that writes.
@@ -61,7 +64,7 @@ impl<'a> Stage<'a> {
     /// As [`Stage::set`], with a brake.
     pub fn set_with(cluster: &'a Cluster, log: &'a Log, brake: &str) -> Result<Self, String> {
         heal(cluster)?;
-        if object(cluster, &["sst", "vms"])?.is_null() {
+        if object(cluster, &["svm", GUESTS[0].name])?.is_null() {
             declare(cluster)?;
         }
         let policy = format!(r#"{{"spec": {{"stormBrakeHosts": {brake}}}}}"#);
@@ -71,13 +74,16 @@ impl<'a> Stage<'a> {
             let host = runs(cluster, prover.name, "")?;
             let epoch = epoch(cluster, prover.name)?;
             // That it wrote once is not enough: it may have been killed since.
-            prover.goes_on(cluster)?;
+            prover.counts(cluster)?;
             let (_, boots) = prover.counters(cluster)?;
             Ok(Guest { prover, host, epoch, boots })
         });
         let guests = guests.collect::<Result<Vec<_>, String>>()?;
         let boots = boots(cluster)?;
         let witness = Witness::start(cluster, &GUESTS)?;
+        let on: Vec<_> =
+            guests.iter().map(|Guest { prover, host, .. }| (prover.name, host)).collect();
+        log.say(format!("the guests write: {on:?}"));
         Ok(Self { cluster, log, guests, boots, witness })
     }
 
@@ -115,11 +121,16 @@ impl<'a> Stage<'a> {
         for guest in self.guests_on(&[dead.name()], true) {
             let on = runs(self.cluster, guest.prover.name, dead.name())?;
             ensure(!dead.is_on(), || format!("{} has power still", dead.name()))?;
-            guest.prover.writes(self.cluster, guest.boots + 1)?;
+            self.restarted(guest)?;
             let (name, seconds) = (guest.prover.name, since.elapsed().as_secs_f64());
             self.log.say(format!("{name} writes on {on} after {seconds:.1} s"));
         }
         self.left_alone(&[dead.name()])
+    }
+
+    /// Waits until a guest writes in its next boot.
+    pub fn restarted(&self, guest: &Guest) -> Outcome {
+        guest.prover.writes(self.cluster, guest.boots + 1)
     }
 
     /// The guests of all hosts but these run where they ran, in the same order and boot, and write.
@@ -166,7 +177,7 @@ impl<'a> Stage<'a> {
         all_ready(self.cluster)?;
         for guest in &self.guests {
             runs(self.cluster, guest.prover.name, "")?;
-            guest.prover.goes_on(self.cluster)?;
+            guest.prover.counts(self.cluster)?;
         }
         self.witness.is_content(self.cluster)
     }
@@ -217,14 +228,13 @@ fn heal(cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
-/// The example without its VM, and guests of ours.
+/// The example with guests of ours in place of all others.
 fn declare(cluster: &Cluster) -> Outcome {
+    without_vms(cluster)?;
     sh(machine(cluster, "s1")?, "install -d /srv/vms /srv/vms/default")?;
     for file in ["10-hosts", "20-storage", "30-lock-manager"] {
         hosts_declared(cluster, &format!("{EXAMPLE}/{file}.yaml"))?;
     }
-    // One comes to each host, for all of them may take it before the first is declared.
-    all_ready(cluster)?;
     let ready = until("storage and locks are ready on three hosts", LIMIT, || {
         for words in [["sst", "vms"], ["slm", "locks"]] {
             let of = object(cluster, &words)?;
@@ -235,5 +245,7 @@ fn declare(cluster: &Cluster) -> Outcome {
         Ok(())
     });
     ready.map_err(said)?;
+    // One comes to each host, for all of them may take it before the first is declared.
+    all_ready(cluster)?;
     GUESTS.iter().try_for_each(|prover| prover.declare(cluster))
 }

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use stockade_e2e::lab::cases::{
     Case, HOSTS, LIMIT, Outcome, Prover, apply, comes_back, condition, ensure, hosts_declared,
-    machine, object, runs, said, sh,
+    machine, object, runs, said, sh, without_vms,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
-use super::{by_hand, failover};
+use super::{by_hand, power_cut};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
 
@@ -17,14 +17,16 @@ const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-loc
 pub const PROVER: Prover<'_> =
     Prover { name: "prover", reader: "s1", file: "/srv/vms/default/prover.raw", storage: "vms" };
 
-pub const CASES: [Case; 4] = [
+pub const CASES: [Case; 3] = [
     ("one_apply_mounts_the_export_of_a_host_on_three_and_a_vm_runs_there_under_a_lock", from_bare),
-    ("a_storage_of_another_cluster_is_refused_and_nothing_is_written_there", foreign_marker),
     ("without_agent_and_hook_a_second_start_by_hand_is_refused_by_the_lock", second_start),
     ("a_host_without_power_is_denied_its_locks_broken_and_its_guest_writes_elsewhere", power_cut),
 ];
+pub const MARKER: Case =
+    ("a_storage_of_another_cluster_is_refused_and_nothing_is_written_there", foreign_marker);
 
 fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
+    without_vms(cluster)?;
     let server = machine(cluster, "s1")?;
     sh(server, "install -d /srv/vms")?;
     hosts_declared(cluster, EXAMPLE)?;
@@ -63,6 +65,7 @@ fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
 }
 
 fn foreign_marker(cluster: &Cluster, _log: &Log) -> Outcome {
+    hosts_declared(cluster, &format!("{EXAMPLE}/10-hosts.yaml"))?;
     let server = machine(cluster, "s1")?;
     sh(server, "install -d /srv/theirs/.stockade; echo -n other >/srv/theirs/.stockade/cluster")?;
     let before = sh(server, "find /srv/theirs | sort")?;
@@ -125,7 +128,7 @@ fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
 const AFTER_PROOF: Duration = Duration::from_secs(5);
 
 fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
-    let over = failover::power_cut(cluster, log, PROVER)?;
+    let over = power_cut::power_cut(cluster, log, PROVER)?;
     for (what, at) in [("the locks are free", over.lock_free), ("the start is issued", over.issued)]
     {
         let after = at.saturating_duration_since(over.proof);

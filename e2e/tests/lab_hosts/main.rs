@@ -1,0 +1,44 @@
+//! Stockade on Debian machines with kernels of their own: three hosts and a fourth that serves
+//! storage, each with a BMC. What only real NFS, OCFS2, locks, watchdogs and power cuts can show.
+//!
+//! Every part begins by itself, whatever the one before it left. The selected ones are those that
+//! every change is tried by: one at least a storage, lock manager, fence path and kind of move.
+
+mod by_hand;
+mod deaths;
+mod doubts;
+mod moves;
+mod nfs;
+mod ocfs2;
+mod power_cut;
+mod sanlock;
+mod shutdown;
+mod stage;
+mod upkeep;
+
+use std::process::ExitCode;
+
+use stockade_e2e::lab::cases::Part;
+
+fn main() -> ExitCode {
+    stockade_e2e::lab::cases::run(&[
+        Part::selected("nfs", &nfs::CASES),
+        Part::selected("api", &[doubts::NO_API]),
+        Part::selected("moves", &[moves::FOUR]),
+        Part::new("panic", &[deaths::PANIC]),
+        Part::new("cable", &[deaths::NO_CABLE]),
+        Part::new("agent", &[doubts::HUNG_AGENT]),
+        Part::new("liar", &[doubts::LYING_BMC]),
+        Part::new("word", &[deaths::NO_PROOF]),
+        Part::new("two", &[doubts::TWO_CUT_OFF]),
+        Part::new("server", &[doubts::NO_SERVER]),
+        Part::new("storage", &[doubts::NO_STORAGE]),
+        Part::new("reboot", &[shutdown::REBOOT]),
+        Part::selected("poweroff", &[shutdown::POWER_OFF]),
+        Part::new("drain", &[moves::DRAIN]),
+        Part::new("upkeep", &[upkeep::MAINTENANCE]),
+        Part::new("marker", &[nfs::MARKER]),
+        Part::new("sanlock", &sanlock::CASES),
+        Part::new("ocfs2", &ocfs2::CASES),
+    ])
+}
