@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::config::AgentConfig;
 use crate::journal::Journal;
+use crate::looks::Look;
 
 /// Seconds that one request to the API may take.
 pub(crate) const REQUEST_SECONDS: u64 = 4;
@@ -45,8 +46,8 @@ pub(crate) struct Context {
     pub(crate) exports: Mutex<Vec<ExportReport>>,
     /// Tickets for consoles, as they stand.
     pub(crate) consoles: Mutex<Vec<ConsoleReport>>,
-    /// Beats seen, by storage and host uid.
-    pub(crate) beats: Mutex<BTreeMap<String, BTreeMap<String, Beat>>>,
+    /// The last look at each storage's beats.
+    pub(crate) looks: Mutex<BTreeMap<String, Look>>,
     /// When a boot's beat was last seen to rise, by storage and boot id.
     pub(crate) risen: Mutex<BTreeMap<(String, String), u64>>,
     /// Since when the beats on a storage are read.
@@ -65,6 +66,8 @@ pub(crate) struct Context {
     pub(crate) renewed: Mutex<u64>,
     /// Something changed that a round should look at.
     pub(crate) wake: Notify,
+    /// The next heartbeat is to come at once.
+    pub(crate) beat_now: Notify,
     /// The API answers again: what hangs is asked anew.
     pub(crate) api_back: Notify,
 }
@@ -92,7 +95,7 @@ impl Context {
             storages: Mutex::default(),
             exports: Mutex::default(),
             consoles: Mutex::default(),
-            beats: Mutex::default(),
+            looks: Mutex::default(),
             risen: Mutex::default(),
             watched: Mutex::default(),
             armed: Mutex::default(),
@@ -102,6 +105,7 @@ impl Context {
             moves_serial: Mutex::default(),
             renewed,
             wake: Notify::new(),
+            beat_now: Notify::new(),
             api_back: Notify::new(),
         }
     }
@@ -110,33 +114,47 @@ impl Context {
         self.ports.clock.monotonic_millis()
     }
 
-    /// Remembers the beats on a storage, and which of them have risen since the last reading.
-    pub(crate) fn take_beats(&self, storage: &str, beats: BTreeMap<String, Beat>) {
+    /// Remembers the beats on a storage as they were read, by a look that `began` at that moment,
+    /// and has it told at once if other hosts' beats are missed now than before. How many
+    /// milliseconds later it is to be looked at again: a beat is not missed before it is late.
+    pub(crate) fn take_beats(
+        &self,
+        storage: &str,
+        beats: BTreeMap<String, Beat>,
+        began: u64,
+    ) -> u64 {
         let now = self.now();
+        let interval = self.interval();
         locked(&self.watched).entry(storage.to_owned()).or_insert(now);
-        let mut all = locked(&self.beats);
+        let mut looks = locked(&self.looks);
+        let before = looks.remove(storage).unwrap_or_default();
         let mut risen = locked(&self.risen);
-        let before = all.get(storage);
         // The first sight of a beat may be of one that was made long ago.
-        let rose = |b: &&Beat| before.and_then(|all| all.get(&b.host_uid)).is_some_and(|a| a != *b);
+        let rose = |b: &&Beat| before.beats.get(&b.host_uid).is_some_and(|a| a.beat != **b);
         for beat in beats.values().filter(rose) {
             risen.insert((storage.to_owned(), beat.boot_id.clone()), now);
         }
         risen.retain(|(of, boot), _| of != storage || beats.values().any(|b| b.boot_id == *boot));
-        all.insert(storage.to_owned(), beats);
+        let look = before.followed_by(beats, began, now);
+        if look.missed(interval).ne(before.missed(interval)) {
+            self.beat_now.notify_one();
+        }
+        let wait = look.next(interval, now);
+        looks.insert(storage.to_owned(), look);
+        wait
     }
 
     /// Whether a beat that was read just now has risen since the last reading, or lately; `None`:
     /// this agent has not read that storage's beats for long enough to tell.
     pub(crate) fn beats_still(&self, storage: &str, beat: &Beat) -> Option<bool> {
         // A little more than the time between two readings.
-        let seconds = self.joined_spec().map_or(2, |s| s.heartbeat_seconds.max(1));
-        let lately = u64::try_from(seconds).unwrap_or(2) * 1_250;
+        let lately = self.interval() * 5 / 4;
         let age = |at: u64| self.now().saturating_sub(at);
         let watched = locked(&self.watched).get(storage).copied();
-        let known = locked(&self.beats).get(storage)?.get(&beat.host_uid).cloned();
+        let known = locked(&self.looks).get(storage)?.beats.get(&beat.host_uid).cloned();
         let rose = locked(&self.risen).get(&(storage.to_owned(), beat.boot_id.clone())).copied();
-        let beats = known != Some(beat.clone()) || rose.is_some_and(|at| age(at) < lately);
+        let beats =
+            known.is_none_or(|seen| seen.beat != *beat) || rose.is_some_and(|at| age(at) < lately);
         watched.filter(|since| beats || age(*since) >= lately).map(|_| beats)
     }
 
@@ -158,6 +176,12 @@ impl Context {
         let spec = locked(&self.spec);
         let mut joined = spec.iter().flat_map(|s| &s.storages).map(|s| &s.cluster_id);
         joined.find(|id| !id.is_empty()).unwrap_or(&self.config.cluster_id).clone()
+    }
+
+    /// Milliseconds between two beats.
+    pub(crate) fn interval(&self) -> u64 {
+        let seconds = self.joined_spec().map_or(2, |s| s.heartbeat_seconds.max(1));
+        u64::try_from(seconds).unwrap_or(2) * 1_000
     }
 
     /// The spec, if this machine is the one that claimed the host's name.

@@ -13,6 +13,7 @@ use serde_json::json;
 use stockade_crds::names::{AGENT_OBJECT, BEATS_ANNOTATION, LINEAGE_ANNOTATION};
 
 use crate::context::{Context, locked, request};
+use crate::looks::Seen;
 
 /// Annotation of the Lease: measured use, `{vm uid: [thousandths of a CPU, MiB]}`.
 const USAGE_ANNOTATION: &str = "stockade.dev/usage";
@@ -51,7 +52,12 @@ pub(crate) async fn run(context: Arc<Context>) {
             }
         };
         let due = sent.saturating_add(interval);
-        context.ports.clock.sleep(due.saturating_sub(context.now()).max(50)).await;
+        tokio::select! {
+            biased;
+            // A beat of another host is missed, or comes again: that is told at once.
+            () = context.beat_now.notified() => {}
+            () = context.ports.clock.sleep(due.saturating_sub(context.now()).max(50)) => {}
+        }
     }
 }
 
@@ -89,15 +95,17 @@ async fn beat(
 }
 
 fn renewed(context: &Context, base: Lease, heartbeat_seconds: i32) -> Lease {
-    let beats: BTreeMap<String, BTreeMap<String, serde_json::Value>> = locked(&context.beats)
+    let beats: BTreeMap<String, BTreeMap<String, serde_json::Value>> = locked(&context.looks)
         .iter()
-        .map(|(storage, hosts)| {
-            let hosts = hosts
-                .iter()
-                .map(|(uid, beat)| {
-                    (uid.clone(), json!({"boot": beat.boot_id, "counter": beat.counter}))
+        .map(|(storage, look)| {
+            let told = |seen: &Seen| {
+                json!({
+                    "boot": seen.beat.boot_id,
+                    "counter": seen.beat.counter,
+                    "still": look.still(seen),
                 })
-                .collect();
+            };
+            let hosts = look.beats.iter().map(|(uid, seen)| (uid.clone(), told(seen))).collect();
             (storage.clone(), hosts)
         })
         .collect();

@@ -21,6 +21,7 @@ mod heartbeat;
 mod identity;
 mod inventory;
 mod journal;
+mod looks;
 mod observe;
 mod reconcile;
 mod report;

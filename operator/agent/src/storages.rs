@@ -11,8 +11,8 @@ use crate::context::{Context, locked, timed};
 
 /// Pause before a storage that is still in use is tried to be let go again, in milliseconds.
 const LEAVE_AGAIN: u64 = 5_000;
-/// Rounds of beats between two checks of a storage that is ready.
-const CHECK_EVERY: u32 = 5;
+/// Intervals of beats between two checks of a storage that is ready.
+const CHECK_EVERY: u64 = 5;
 
 /// Follows HostAgent.spec, for ever.
 pub(crate) async fn run(context: Arc<Context>) {
@@ -28,7 +28,7 @@ pub(crate) async fn run(context: Arc<Context>) {
                 if !kept {
                     task.abort();
                     locked(&context.storages).remove(name);
-                    locked(&context.beats).remove(name);
+                    locked(&context.looks).remove(name);
                     locked(&context.watched).remove(name);
                     let task = tasks.spawn(leave(Arc::clone(&context), storage.clone()));
                     leaving.insert(storage.mount_path.clone(), task);
@@ -89,11 +89,14 @@ async fn leave(context: Arc<Context>, storage: AgentStorage) {
 }
 
 async fn keep(context: Arc<Context>, storage: AgentStorage) {
-    let mut round = 0_u32;
+    let mut checked = None;
     let mut ready = false;
     let mut doubt = false;
     loop {
-        if !ready || std::mem::take(&mut doubt) || round.is_multiple_of(CHECK_EVERY) {
+        let pause = context.interval() * CHECK_EVERY;
+        let due = checked.is_none_or(|at: u64| context.now() >= at.saturating_add(pause));
+        if !ready || std::mem::take(&mut doubt) || due {
+            checked = Some(context.now());
             let call = async { Ok(context.ports.storage.ensure(&storage).await) };
             let report = timed("check", &storage.name, 15, call).await.unwrap_or_else(|error| {
                 let message = error.to_string();
@@ -105,22 +108,18 @@ async fn keep(context: Arc<Context>, storage: AgentStorage) {
                 context.wake.notify_one();
             }
         }
+        let mut wait = 1_000;
         if ready {
+            let began = context.now();
             let call = context.ports.storage.beats(&storage.name);
             match timed("read beats", &storage.name, 5, call).await {
-                Ok(beats) => {
-                    context.take_beats(&storage.name, beats);
-                }
+                Ok(beats) => wait = context.take_beats(&storage.name, beats, began),
                 Err(error) => {
                     doubt = true;
                     tracing::warn!(%error, storage = storage.name, "beats unread");
                 }
             }
         }
-        round = round.wrapping_add(1);
-        let seconds = context.joined_spec().map_or(2, |s| s.heartbeat_seconds.max(1));
-        let wait =
-            if ready && !doubt { u64::try_from(seconds).unwrap_or(2) * 1_000 } else { 1_000 };
         context.ports.clock.sleep(wait).await;
     }
 }

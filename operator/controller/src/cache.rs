@@ -165,7 +165,7 @@ impl Cache {
             pub(crate) fn new(shared: &Shared) -> Self {
                 Self {
                     $($field: Kind::default(),)*
-                    lives: Lives { limit: 5_000, ..Lives::default() },
+                    lives: Lives { limit: 5_000, late: 3_000, ..Lives::default() },
                     usage: BTreeMap::new(),
                     wake_at: None,
                     tolerates: None,

@@ -23,6 +23,7 @@ pub(crate) fn world(shared: &Shared, cache: &mut Cache) -> World {
         let beat = u64::try_from(policy.spec.heartbeat_seconds).unwrap_or(2);
         // The leader renews every 2 s whatever the hosts' heartbeat is.
         cache.lives.limit = beat.max(2) * 2_000 + 1_000;
+        cache.lives.late = beat * 1_500;
         cache.lives.any_echo = !shared.context.guards.round_trip;
     }
     if !cache.noted {
@@ -114,6 +115,10 @@ fn note_since(cache: &mut Cache, now: u64) {
     }
     for (name, fence) in &cache.fences.objects {
         facts.insert(format!("fence-open/{name}"), String::new());
+        let status = fence.status.as_ref();
+        if status.is_some_and(|s| s.proof.is_some() && s.revoked.is_none()) {
+            facts.insert(format!("fence-proof/{name}"), String::new());
+        }
         if let Some(word) = &fence.spec.confirmation {
             facts.insert(format!("fence-word/{name}"), format!("{}/{}", word.by, word.reason));
         }

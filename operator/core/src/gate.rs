@@ -3,7 +3,7 @@
 //! Asked before every placement; the agent asks its own half (`agent`) before
 //! every start. Both sides must say yes, and neither trusts the other's word.
 
-use stockade_crds::v1alpha1::{BootReference, VirtualMachine};
+use stockade_crds::v1alpha1::{BootReference, HostFence, VirtualMachine};
 use stockade_crds::v1alpha1::{EpochState, PlacedEpoch, SettledEpoch, VirtualMachineStatus};
 
 use crate::ha::host_state::seconds;
@@ -59,9 +59,20 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
 fn lives(world: &World, placed: &PlacedEpoch) -> bool {
     let fence = world.fence_of(&placed.host_uid, &placed.boot_id);
     fence.and_then(|f| f.status.as_ref()).is_some_and(|s| {
-        let beats = world.guards.life_revokes && beats(world, &placed.host, &placed.boot_id);
-        s.revoked.is_some() || (s.proof.is_some() && beats)
+        let lives = || fence.is_some_and(|f| world.guards.life_revokes && outlives(world, f));
+        s.revoked.is_some() || (s.proof.is_some() && lives())
     })
+}
+
+/// Whether a boot was seen to live after the proof of its death: it beat just now, or at any moment
+/// since that proof stands.
+#[must_use]
+pub fn outlives(world: &World, fence: &HostFence) -> bool {
+    let (host, boot) = (&fence.spec.host, &fence.spec.boot_id);
+    let name = fence.metadata.name.as_deref().unwrap_or_default();
+    let proven = world.seen_since.get(&format!("fence-proof/{name}"));
+    let after = |at| proven.is_some_and(|proven| at > *proven);
+    beats(world, host, boot) || world.lives.beat_seen(host, boot).is_some_and(after)
 }
 
 /// Whether the host itself said that this boot is over: everything in it is released, and its

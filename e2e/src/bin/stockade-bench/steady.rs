@@ -87,7 +87,8 @@ fn beat(world: &mut World, counter: u64) {
         let peers = (number % racks..HOSTS).step_by(racks);
         let beats: BTreeMap<String, SeenBeat> = peers
             .map(|peer| {
-                (format!("uid-h{peer}"), SeenBeat { boot: format!("boot-h{peer}"), counter })
+                let boot = format!("boot-h{peer}");
+                (format!("uid-h{peer}"), SeenBeat { boot, counter, still: Some(0) })
             })
             .collect();
         let lease = LeaseBeat {

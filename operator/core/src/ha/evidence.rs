@@ -4,6 +4,13 @@
 //! time is ignored. Silence counts only while the observer itself is well: a
 //! stretch of silence begins at the last change or at the moment since which
 //! the observer has been well without a break, whichever is later.
+//!
+//! A reader of a storage tells with each beat for how long it had not changed
+//! when it last looked, and tells at once when that gets too long. A Lease takes
+//! some time to come, so the beat was made no later than that long before: the
+//! silence is dated by who saw it begin, and never too early. It runs on only
+//! once a reader that saw its own beat change has looked in vain for long enough;
+//! until then it is no longer than that reader has looked.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +29,43 @@ pub struct SeenBeat {
     pub boot: String,
     /// Rises with each beat.
     pub counter: u64,
+    /// For how long it had stood there unchanged when its reader last looked, on that reader's
+    /// monotonic clock; `None`: the reader does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub still: Option<Millis>,
+}
+
+impl SeenBeat {
+    /// Whether the same boot made this beat after that one.
+    fn follows(&self, before: &Self) -> bool {
+        self.boot == before.boot && self.counter > before.counter
+    }
+}
+
+/// The last beat on a storage that anyone told of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastBeat {
+    /// The beat.
+    pub beat: SeenBeat,
+    /// When it was first told of.
+    pub told: Millis,
+    /// It was made no later than this.
+    pub at: Millis,
+    /// For how long a reader that is well has looked at it in vain.
+    pub in_vain: Millis,
+}
+
+/// How long a host has been silent on a storage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StorageSilence {
+    /// Milliseconds.
+    pub silence: Millis,
+    /// It grows with time. If not, it is as long as somebody has looked, and grows once told.
+    pub runs: bool,
+    /// Milliseconds since the last beat was made, at least.
+    pub age: Millis,
+    /// Who says so.
+    pub observer: String,
 }
 
 /// A heartbeat Lease as it was read.
@@ -52,8 +96,8 @@ pub struct Life {
     pub lease_fresh_since: Option<Millis>,
     /// When it last beat again in the same boot, after a break longer than the limit.
     pub returned_at: Option<Millis>,
-    /// By storage: the last beat anyone saw, and when it changed.
-    pub storage: BTreeMap<String, (SeenBeat, Millis)>,
+    /// By storage: the last beat anyone saw.
+    pub storage: BTreeMap<String, LastBeat>,
     /// By storage: the boot that beat last there, and a moment before which that beat was not made.
     pub storage_sure: BTreeMap<String, (String, Millis)>,
     /// By storage: how often a beat was seen to change. The first sight is none.
@@ -92,6 +136,8 @@ pub struct Lives {
     pub echo_since: Option<Millis>,
     /// A gap longer than this is a break.
     pub limit: Millis,
+    /// A beat is missed once it is so late: an interval and a half.
+    pub late: Millis,
     /// A test takes an echo that comes late for one.
     pub any_echo: bool,
 }
@@ -168,43 +214,69 @@ impl Lives {
             self.uids.insert(beat.host_uid.clone(), host.to_owned());
         }
         for (storage, seen) in &beat.beats {
+            // Who does not see its own beat change sees nobody's.
+            let looks_well = seen.get(&beat.host_uid).and_then(|own| own.still);
+            let looks_well = looks_well.is_some_and(|still| still < self.late);
             for (uid, seen_beat) in seen {
-                let Some(target) = self.uids.get(uid) else { continue };
-                let life = self.hosts.entry(target.clone()).or_default();
-                match life.storage.get_mut(storage) {
-                    None => {
-                        life.storage.insert(storage.clone(), (seen_beat.clone(), now));
-                        life.boots.entry(seen_beat.boot.clone()).or_insert(now);
-                        news = true;
-                    }
-                    Some((known, at)) => {
-                        let newer = if known.boot == seen_beat.boot {
-                            seen_beat.counter > known.counter
-                        } else {
-                            // Another boot is news only if it was not seen before: a late
-                            // reader may still report the old one.
-                            !life.boots.contains_key(&seen_beat.boot)
-                                || life.lease.boot_id == seen_beat.boot
-                        };
-                        if newer {
-                            news |= now.saturating_sub(*at) > limit || known.boot != seen_beat.boot;
-                            life.boots.entry(seen_beat.boot.clone()).or_insert(now);
-                            *known = seen_beat.clone();
-                            *at = now;
-                            if let Some(at) = looked.get(storage) {
-                                let sure = (seen_beat.boot.clone(), *at);
-                                life.storage_sure.insert(storage.clone(), sure);
-                            }
-                            let changes = life.storage_changes.entry(storage.clone()).or_default();
-                            *changes = changes.saturating_add(1);
-                        }
-                    }
-                }
+                let Some(target) = self.uids.get(uid).cloned() else { continue };
+                let before = looked.get(storage).copied();
+                news |= self.stored(&target, storage, seen_beat, (looks_well, before), now);
             }
         }
         if let Some(life) = self.hosts.get_mut(host) {
             life.lease = beat;
         }
+        news
+    }
+
+    /// Notes a beat on a storage, as a reader tells it that looks well there or not, and that
+    /// looked before at some moment. Whether it is news.
+    fn stored(
+        &mut self,
+        host: &str,
+        storage: &str,
+        beat: &SeenBeat,
+        (looks_well, looked): (bool, Option<Millis>),
+        now: Millis,
+    ) -> bool {
+        let (limit, late) = (self.limit, self.late);
+        let in_vain = match beat.still {
+            Some(still) if looks_well => still,
+            Some(_) => 0,
+            None => Millis::MAX,
+        };
+        let new = LastBeat { beat: beat.clone(), told: now, at: now, in_vain };
+        let life = self.hosts.entry(host.to_owned()).or_default();
+        let Some(known) = life.storage.get_mut(storage) else {
+            life.storage.insert(storage.to_owned(), new);
+            life.boots.entry(beat.boot.clone()).or_insert(now);
+            return true;
+        };
+        let other_boot = known.beat.boot != beat.boot;
+        // Another boot is news only if it was not seen before: a late reader may still report
+        // the old one.
+        let began =
+            other_boot && (!life.boots.contains_key(&beat.boot) || life.lease.boot_id == beat.boot);
+        let mut news = false;
+        if began || beat.follows(&known.beat) {
+            news = now.saturating_sub(known.at) > limit || other_boot;
+            life.boots.entry(beat.boot.clone()).or_insert(now);
+            *known = new;
+            if let Some(at) = looked {
+                life.storage_sure.insert(storage.to_owned(), (beat.boot.clone(), at));
+            }
+            let changes = life.storage_changes.entry(storage.to_owned()).or_default();
+            *changes = changes.saturating_add(1);
+        } else if other_boot || beat.counter != known.beat.counter {
+            return false;
+        }
+        // A reader that was cut off tells what it saw long ago; then the telling counts.
+        let seen = beat.still.map(|still| now.saturating_sub(still));
+        if let Some(seen) = seen.filter(|seen| seen.saturating_add(late) >= known.told) {
+            known.at = known.at.min(seen);
+        }
+        news |= known.in_vain < late && in_vain >= late;
+        known.in_vain = known.in_vain.max(in_vain);
         news
     }
 
@@ -253,8 +325,8 @@ impl Lives {
         Observers(all)
     }
 
-    /// Milliseconds that a host has been silent on a storage, and who says so; `None` if nobody
-    /// who is well looks, or if it never beat there.
+    /// How long a host has been silent on a storage; `None` if nobody who is well looks, or if it
+    /// never beat there.
     #[must_use]
     pub fn storage_silence(
         &self,
@@ -262,13 +334,18 @@ impl Lives {
         storage: &str,
         now: Millis,
         observers: Option<&Observers<'_>>,
-    ) -> Option<(Millis, String)> {
-        let (_, last) = self.hosts.get(host)?.storage.get(storage)?;
+    ) -> Option<StorageSilence> {
+        let last = self.hosts.get(host)?.storage.get(storage)?;
+        let age = now.saturating_sub(last.at);
         let Some(observers) = observers else {
-            return Some((now.saturating_sub(*last), "controller".to_owned()));
+            let observer = "controller".to_owned();
+            return Some(StorageSilence { silence: age, runs: true, age, observer });
         };
         let (since, name) = observers.0.get(storage)?.iter().find(|(_, name)| *name != host)?;
-        Some((now.saturating_sub((*last).max(*since)), (*name).to_owned()))
+        let runs = last.in_vain >= self.late;
+        let longest = if runs { Millis::MAX } else { last.in_vain };
+        let silence = now.saturating_sub(last.at.max(*since)).min(longest);
+        Some(StorageSilence { silence, runs, age, observer: (*name).to_owned() })
     }
 
     /// The last moment at which this observer saw this boot beat: a first sight may be of a
@@ -280,10 +357,10 @@ impl Lives {
             life.lease_at.filter(|_| life.lease.boot_id == boot_id && life.lease_changes >= 2);
         life.storage
             .iter()
-            .filter(|(storage, (beat, _))| {
-                beat.boot == boot_id && life.storage_changes.contains_key(*storage)
+            .filter(|(storage, last)| {
+                last.beat.boot == boot_id && life.storage_changes.contains_key(*storage)
             })
-            .map(|(_, (_, at))| *at)
+            .map(|(_, last)| last.at)
             .chain(lease)
             .max()
     }
@@ -313,7 +390,7 @@ mod tests {
 
     fn beat(version: u64, boot: &str, seen: &[(&str, u64)]) -> LeaseBeat {
         let beat = |(uid, counter): &(&str, u64)| {
-            ((*uid).to_owned(), SeenBeat { boot: "b".to_owned(), counter: *counter })
+            ((*uid).to_owned(), SeenBeat { boot: "b".to_owned(), counter: *counter, still: None })
         };
         LeaseBeat {
             host_uid: "u1".to_owned(),
@@ -353,25 +430,91 @@ mod tests {
         assert!(lives.lease("h1", back, 22_000), "a silent host beats on the storage");
     }
 
+    /// What a second host tells of the storage: its own beat, and the first host's.
+    fn tell(lives: &mut Lives, now: Millis, own: (u64, Millis), other: (u64, Millis)) -> bool {
+        lives.echo(now, now);
+        let beat = |(counter, still)| SeenBeat { boot: "b".into(), counter, still: Some(still) };
+        let seen: SeenBeats = [("u2".to_owned(), beat(own)), ("u1".to_owned(), beat(other))].into();
+        let lease = LeaseBeat {
+            host_uid: "u2".to_owned(),
+            version: now.to_string(),
+            beats: [("vms".to_owned(), seen)].into(),
+            ..LeaseBeat::default()
+        };
+        lives.lease("h2", lease, now)
+    }
+
+    fn silence(lives: &Lives, now: Millis) -> (Millis, bool) {
+        let found = lives.storage_silence("h1", "vms", now, Some(&lives.observers(now))).unwrap();
+        (found.silence, found.runs)
+    }
+
+    fn observed() -> Lives {
+        let mut lives = Lives { limit: 5_000, late: 3_000, ..Lives::default() };
+        lives.uids.insert("u1".to_owned(), "h1".to_owned());
+        tell(&mut lives, 0, (1, 0), (1, 0));
+        lives
+    }
+
+    #[test]
+    fn a_silence_begins_where_its_reader_saw_it_begin_and_runs_once_it_is_told() {
+        let mut lives = observed();
+        tell(&mut lives, 2_000, (2, 0), (2, 500));
+        assert_eq!(silence(&lives, 4_400), (500, false), "nobody has looked for longer");
+        tell(&mut lives, 4_000, (3, 0), (2, 2_500));
+        assert_eq!(silence(&lives, 4_400), (2_500, false), "a beat may come late");
+        assert!(tell(&mut lives, 4_600, (3, 600), (2, 3_100)), "a missed beat is news");
+        assert_eq!(silence(&lives, 4_700), (3_200, true), "since 1,500");
+        assert_eq!(silence(&lives, 6_000), (4_500, true));
+        assert!(!tell(&mut lives, 6_600, (4, 0), (2, 5_000)));
+        assert_eq!(silence(&lives, 7_000), (5_500, true), "a Lease that took longer says no more");
+        tell(&mut lives, 7_100, (4, 500), (3, 0));
+        assert_eq!(silence(&lives, 9_000), (0, false));
+    }
+
+    #[test]
+    fn who_does_not_see_its_own_beat_change_proves_no_silence() {
+        let mut lives = observed();
+        tell(&mut lives, 2_000, (2, 0), (2, 0));
+        tell(&mut lives, 6_000, (2, 4_000), (2, 4_000));
+        assert_eq!(silence(&lives, 6_000), (0, false));
+        tell(&mut lives, 6_500, (3, 0), (2, 4_500));
+        assert_eq!(silence(&lives, 6_500), (4_500, true));
+    }
+
+    #[test]
+    fn a_beat_that_is_told_long_after_it_was_seen_counts_from_when_it_was_told() {
+        let mut lives = observed();
+        for (at, still) in [(20_000, 11_000), (22_000, 13_000)] {
+            tell(&mut lives, at, (at, 0), (2, still));
+            assert_eq!(lives.hosts["h1"].storage["vms"].at, 20_000);
+        }
+        assert_eq!(lives.beat_seen("h1", "b"), Some(20_000), "it may have lived after a proof");
+    }
+
     #[test]
     fn who_looks_longest_at_a_storage_says_how_long_another_is_silent() {
         let mut lives = Lives { limit: 5_000, echo_since: Some(0), ..Lives::default() };
         lives.echo_at = Some(20_000);
+        let last = LastBeat { at: 500, in_vain: 19_000, ..LastBeat::default() };
         for (name, since) in [("h1", 3_000), ("h2", 1_000), ("h3", 9_000)] {
             let echo = OwnEcho { counter: 9, at: 19_000, since };
             let life = Life {
                 lease_at: Some(19_000),
                 lease_fresh_since: Some(0),
-                storage: [("vms".to_owned(), (SeenBeat::default(), 500))].into(),
+                storage: [("vms".to_owned(), last.clone())].into(),
                 own_fresh: [("vms".to_owned(), echo)].into(),
                 ..Life::default()
             };
             lives.hosts.insert(name.to_owned(), life);
         }
         let observers = lives.observers(20_000);
-        let silence = |host: &str| lives.storage_silence(host, "vms", 20_000, Some(&observers));
-        assert_eq!(silence("h1"), Some((19_000, "h2".to_owned())));
-        assert_eq!(silence("h2"), Some((17_000, "h1".to_owned())), "nobody observes itself");
+        let silence = |host: &str| {
+            let found = lives.storage_silence(host, "vms", 20_000, Some(&observers)).unwrap();
+            (found.silence, found.observer)
+        };
+        assert_eq!(silence("h1"), (19_000, "h2".to_owned()));
+        assert_eq!(silence("h2"), (17_000, "h1".to_owned()), "nobody observes itself");
         let unwell = lives.observers(26_000);
         assert_eq!(lives.storage_silence("h1", "vms", 26_000, Some(&unwell)), None);
     }

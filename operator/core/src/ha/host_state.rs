@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use stockade_crds::v1alpha1::{GoingDown, HostMode, HostState, Management, ProofKind};
 
-use super::evidence::{Life, Observers};
+use super::evidence::{Life, Observers, StorageSilence};
 use super::fencing::binds;
 use crate::world::{Millis, World};
 
@@ -32,6 +32,10 @@ pub struct HostFacts {
     pub api_silence: Millis,
     /// Shortest silence on a storage on which somebody who is well looks; `None`: there is none.
     pub storage_silence: Option<Millis>,
+    /// That silence grows with time; if not, news of it come from who looks.
+    pub storage_silence_runs: bool,
+    /// Milliseconds since the last beat that is known of on any of these storages, at least.
+    pub storage_age: Option<Millis>,
     /// On some storage nobody who is well looks for its beats: one may be missed there.
     pub unseen_path: bool,
     /// Evidence for people: path, silence, observer.
@@ -166,7 +170,8 @@ pub fn next_look(world: &World, hosts: &[HostFacts]) -> Option<Millis> {
             // What an ordinary beat promises ends before its successor is late.
             let promised = world.lives.hosts.get(&facts.name).map_or(0, |l| l.lease.promised);
             let promised = if promised > beat + beat / 2 { promised } else { 0 };
-            [Some(facts.api_silence), both_silent(world, facts)].map(|s| s.map(|s| (s, promised)))
+            let both = both_silent(world, facts).filter(|_| facts.storage_silence_runs);
+            [Some(facts.api_silence), both].map(|s| s.map(|s| (s, promised)))
         })
         .flatten()
         .filter_map(|(silence, promised)| {
@@ -205,20 +210,25 @@ fn paths(
     let health = world.guards.observer_health;
     facts.api_silence = world.lives.api_silence(&facts.name, world.now, health);
     facts.evidence.push(("api".to_owned(), facts.api_silence, "controller".to_owned()));
-    let mut shortest = None;
+    let mut shortest: Option<StorageSilence> = None;
     for storage in spec.iter().flat_map(|s| &s.storages) {
         if !life.is_some_and(|l| l.storage.contains_key(&storage.name)) {
             continue;
         }
         match world.lives.storage_silence(&facts.name, &storage.name, world.now, observers) {
-            Some((silence, observer)) => {
-                facts.evidence.push((format!("storage/{}", storage.name), silence, observer));
-                shortest = Some(shortest.map_or(silence, |s: Millis| s.min(silence)));
+            Some(found) => {
+                let path = format!("storage/{}", storage.name);
+                facts.evidence.push((path, found.silence, found.observer.clone()));
+                facts.storage_age = Some(facts.storage_age.map_or(found.age, |a| a.min(found.age)));
+                if shortest.as_ref().is_none_or(|s| found.silence < s.silence) {
+                    shortest = Some(found);
+                }
             }
             None => facts.unseen_path = true,
         }
     }
-    facts.storage_silence = shortest;
+    facts.storage_silence_runs = shortest.as_ref().is_some_and(|s| s.runs);
+    facts.storage_silence = shortest.map(|s| s.silence);
 }
 
 fn both_silent(world: &World, facts: &HostFacts) -> Option<Millis> {
@@ -254,8 +264,8 @@ fn state(
     let storage_alive = facts.storage_silence.is_some_and(|s| s < suspect);
     // A beat is seen up to two intervals late: only one that is younger than the last Lease by
     // more says that the host lives on without the API.
-    let outlived = |s: Millis| facts.api_silence > s + heartbeat * 5 / 2;
-    if storage_alive && facts.storage_silence.is_some_and(outlived) {
+    let outlived = |age: Millis| facts.api_silence > age + heartbeat * 5 / 2;
+    if storage_alive && facts.storage_age.is_some_and(outlived) {
         return HostState::Isolated;
     }
     if mode == HostMode::Maintenance && !facts.needed {

@@ -89,7 +89,8 @@ impl Bed {
             let beats: BTreeMap<String, SeenBeat> = alive
                 .iter()
                 .map(|h| {
-                    (format!("uid-{h}"), SeenBeat { boot: self.boot(h), counter: self.counter })
+                    let (boot, counter) = (self.boot(h), self.counter);
+                    (format!("uid-{h}"), SeenBeat { boot, counter, still: None })
                 })
                 .collect();
             for host in alive {
@@ -389,7 +390,10 @@ fn a_host_that_beats_on_storage_is_isolated_and_not_shot() {
         bed.world.lives.echo(now, now);
         let beats: BTreeMap<String, SeenBeat> = ["h1", "h2", "h3"]
             .iter()
-            .map(|h| (format!("uid-{h}"), SeenBeat { boot: bed.boot(h), counter: bed.counter }))
+            .map(|h| {
+                let (boot, counter) = (bed.boot(h), bed.counter);
+                (format!("uid-{h}"), SeenBeat { boot, counter, still: None })
+            })
             .collect();
         for host in ["h2", "h3"] {
             let lease = LeaseBeat {
@@ -507,6 +511,39 @@ fn life_after_the_proof_revokes_the_certificate() {
     bed.beat(&["h1", "h2", "h3"], 3);
     let plan = plan(&bed.world);
     assert!(plan.fences[0].1.status.revoked.is_some());
+}
+
+#[test]
+fn life_after_the_proof_is_remembered_until_the_certificate_says_so() {
+    for after in [true, false] {
+        let mut bed = Bed::new();
+        bed.placed("h1", "Ordered");
+        bed.certificate("h1", json!({"proof": "Power"}));
+        let name = stockade_crds::names::host_fence_name("h1", "boot-h1");
+        let proven = bed.world.now + if after { 500 } else { 1_500 };
+        bed.world.seen_since.insert(format!("fence-proof/{name}"), proven);
+        bed.beat(&["h1", "h2", "h3"], 1);
+        // The API took no write for so long.
+        bed.beat(&["h2", "h3"], 20);
+        let plan = plan(&bed.world);
+        assert_eq!(plan.fences[0].1.status.revoked.is_some(), after);
+    }
+}
+
+#[test]
+fn an_off_whose_reading_counts_no_more_is_ordered_again_on_the_next() {
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
+    bed.certificate("h1", json!({}));
+    let last = bed.world.now;
+    bed.beat(&["h2", "h3"], 5);
+    // Read before the last beat of all was told of.
+    bed.call("h1", FenceAction::Status, FenceResult::Off, last - 500);
+    bed.call("h1", FenceAction::Off, FenceResult::Done, last + 500);
+    assert_eq!(fence_calls(&plan(&bed.world), "h1"), [FenceAction::Status]);
+    bed.call("h1", FenceAction::Status, FenceResult::Off, last + 4_000);
+    assert_eq!(fence_calls(&plan(&bed.world), "h1"), [FenceAction::Off]);
 }
 
 #[test]

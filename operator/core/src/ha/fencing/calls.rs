@@ -58,6 +58,19 @@ pub(super) fn counts_since(world: &World, facts: &HostFacts) -> Millis {
     }
 }
 
+/// The first reading of off that had ended when an off order was given.
+pub(super) fn read_off_before<'a>(
+    calls: &[&'a FenceRecord],
+    off: &FenceRecord,
+) -> Option<&'a FenceRecord> {
+    let reads_off = |c: &&FenceRecord| {
+        c.action == FenceAction::Status
+            && c.result == FenceResult::Off
+            && c.finished.is_some_and(|end| end <= off.started)
+    };
+    calls.iter().copied().find(reads_off)
+}
+
 /// Whether nobody knows what an off order did: it and a reading failed, or two readings did.
 pub(super) fn unread(off: &FenceRecord, reads: &[&FenceRecord]) -> bool {
     let failed = |r: &FenceRecord| matches!(r.result, FenceResult::Failed(_));

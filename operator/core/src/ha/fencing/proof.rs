@@ -2,7 +2,7 @@
 
 use stockade_crds::v1alpha1::{Confirmation, FenceAction, ProofKind};
 
-use super::calls::{calls, counts_since, device, levels, off_by_one_device};
+use super::calls::{calls, counts_since, device, levels, off_by_one_device, read_off_before};
 use crate::ha::brake;
 use crate::ha::host_state::{HostFacts, seconds};
 use crate::world::{FenceRecord, FenceResult, Millis, World};
@@ -30,11 +30,7 @@ pub(super) fn plug_proven(
                 && read.started >= done
                 // What was read while the host still beat says nothing of it.
                 && read.started >= silent_since;
-            let before = calls.iter().find(|b| {
-                b.action == FenceAction::Status
-                    && b.result == FenceResult::Off
-                    && b.finished.is_some_and(|f| f <= off.started)
-            });
+            let before = read_off_before(calls, off);
             let paced = before.is_some_and(|b| trusted && read.started >= b.started + beat);
             reads_off && (acted || paced)
         })

@@ -82,7 +82,7 @@ pub(super) fn report(
     let word = word.filter(|w| status.refused_confirmation.as_ref() != Some(*w));
     let mut waits = String::new();
     if status.proof.is_some() && status.revoked.is_none() {
-        if beats && world.guards.life_revokes && world.fresh {
+        if world.fresh && world.guards.life_revokes && gate::outlives(world, fence) {
             status.revoked = Some("the boot was seen to live after its proof".to_owned());
             out.event(
                 About::Host(facts.name.clone()),
