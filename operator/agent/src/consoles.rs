@@ -13,7 +13,7 @@ const LIMIT: u64 = 10;
 pub(crate) async fn run(context: Arc<Context>) {
     let mut before = Vec::new();
     loop {
-        let tickets = context.joined_spec().map(|spec| spec.consoles).unwrap_or_default();
+        let tickets = context.joined_spec().map(|spec| spec.consoles.clone()).unwrap_or_default();
         if !tickets.is_empty() || !before.is_empty() {
             let call = async { Ok(context.ports.consoles.serve(&tickets).await) };
             match timed("serve", "consoles", LIMIT, call).await {

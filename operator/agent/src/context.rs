@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -35,7 +35,7 @@ pub(crate) struct Context {
     /// Facts as last read.
     pub(crate) facts: Mutex<MachineFacts>,
     /// HostAgent.spec as last seen.
-    pub(crate) spec: Mutex<Option<HostAgentSpec>>,
+    pub(crate) spec: Mutex<Option<Arc<HostAgentSpec>>>,
     /// It is another one than before, for what is exported.
     pub(crate) spec_changed: Notify,
     /// The same, for consoles.
@@ -185,7 +185,7 @@ impl Context {
     }
 
     /// The spec, if this machine is the one that claimed the host's name.
-    pub(crate) fn joined_spec(&self) -> Option<HostAgentSpec> {
+    pub(crate) fn joined_spec(&self) -> Option<Arc<HostAgentSpec>> {
         let spec = locked(&self.spec).clone()?;
         (spec.host_uid.is_empty() || spec.host_uid == self.host_uid).then_some(spec)
     }

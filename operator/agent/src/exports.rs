@@ -18,7 +18,7 @@ const LIMIT: u64 = 300;
 pub(crate) async fn run(context: Arc<Context>) {
     let mut serves = false;
     loop {
-        let exports = context.joined_spec().map(|spec| spec.exports).unwrap_or_default();
+        let exports = context.joined_spec().map(|spec| spec.exports.clone()).unwrap_or_default();
         serves |= !exports.is_empty();
         if !serves {
             context.spec_changed.notified().await;

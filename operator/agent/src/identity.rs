@@ -18,7 +18,7 @@ pub(crate) async fn run(context: Arc<Context>) {
     context.wake.notify_one();
     let mut installed: Option<MoveIdentity> = None;
     loop {
-        let wanted = context.joined_spec().and_then(|spec| spec.migration);
+        let wanted = context.joined_spec().and_then(|spec| spec.migration.clone());
         let mut wait = LOOK;
         if let Some(wanted) = wanted.filter(|wanted| installed.as_ref() != Some(wanted)) {
             let call = hypervisor.install_identity(&wanted);

@@ -305,7 +305,7 @@ impl Loop {
                 if self.host_status.is_none() {
                     self.host_status = Some(agent.status.unwrap_or_default());
                 }
-                *locked(&self.context.spec) = Some(agent.spec);
+                *locked(&self.context.spec) = Some(Arc::new(agent.spec));
                 self.context.spec_changed.notify_one();
                 self.context.tickets_changed.notify_one();
             }
@@ -344,7 +344,7 @@ impl Loop {
         if let Some(spec) = self.context.joined_spec() {
             let every = if self.lock_works(&spec) { 10_000 } else { 2_000 };
             if self.lock_at.is_none_or(|at| now.saturating_sub(at) >= every) {
-                request.lock = Some(spec.lock);
+                request.lock = Some(spec.lock.clone());
                 self.lock_at = Some(now);
             }
         }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Resource, ResourceExt};
@@ -44,7 +45,9 @@ pub(crate) async fn all(shared: Arc<Shared>, out: UnboundedSender<Change>) {
         Namespace,
         Lease
     );
-    join_all(watches).await;
+    // One that has news is polled alone.
+    let mut watches: FuturesUnordered<_> = watches.into_iter().collect();
+    while watches.next().await.is_some() {}
 }
 
 /// One kind. It is listed anew when `again` changes: after the API went back a watch would wait in
