@@ -15,6 +15,7 @@ mod sanlock;
 mod shutdown;
 mod stage;
 mod upkeep;
+mod watchdog;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Part::new("two", &[doubts::TWO_CUT_OFF]),
         Part::new("server", &[doubts::NO_SERVER]),
         Part::new("storage", &[doubts::NO_STORAGE]),
+        Part::new("watchdog", &[watchdog::RESET]),
         Part::new("reboot", &[shutdown::REBOOT]),
         Part::selected("poweroff", &[shutdown::POWER_OFF]),
         Part::new("drain", &[moves::DRAIN]),
