@@ -42,7 +42,11 @@ pub(crate) fn field(
     let mut alone = serde_json::Map::new();
     alone.insert(key.text.clone(), json.clone());
     match serde_json::from_value::<AvailabilityPolicySpec>(alone.into()) {
-        Ok(_) if !json.is_null() => Some((key.text.clone(), json)),
+        Ok(spec) if !json.is_null() => {
+            let read = serde_json::to_value(&spec).unwrap_or_default();
+            knows_all(cx, value, &read[&key.text], &format!("`{}` of {what}", key.text))
+                .then(|| (key.text.clone(), json))
+        }
         Ok(_) => {
             cx.expected(value, &format!("`{}` of {what}", key.text), "a value");
             None
@@ -61,6 +65,18 @@ pub(crate) fn field(
             None
         }
     }
+}
+
+/// Whether no key of a mapping was passed over, as serde does with those that it does not know.
+fn knows_all(cx: &Cx, given: &Node, read: &serde_json::Value, what: &str) -> bool {
+    let (Kind::Map(entries), Some(read)) = (&given.kind, read.as_object()) else { return true };
+    let known: Vec<&str> = read.keys().map(String::as_str).collect();
+    let empty = |node: &Node| matches!(&node.kind, Kind::Seq(items) if items.is_empty());
+    let mut passed_over =
+        entries.iter().filter(|(key, value)| !read.contains_key(&key.text) && !empty(value));
+    let Some((key, _)) = passed_over.next() else { return true };
+    cx.problem(key.line, format!("{what}: {}", unknown("field", &key.text, &known)));
+    false
 }
 
 /// All fields of the policy's spec.

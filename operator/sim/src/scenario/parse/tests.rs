@@ -290,6 +290,7 @@ const MALFORMED: &[(&str, u32, &[&str])] = &[
     ("", 1, &["no scenario"]),
     ("defaults: {heartbeatSecond: 2}", 1, &["`heartbeatSecond`", "`heartbeatSeconds`"]),
     ("defaults: {isolatedHost: Fense}", 1, &["`Fense`", "`Fence`"]),
+    ("defaults: {selfFence: {stopSecond: 20}}", 1, &["`stopSecond`", "`stopSeconds`"]),
     ("defaults: {actSeconds: fast}", 1, &["`actSeconds`", "i32"]),
     ("defaults: [1]", 1, &["`defaults`", "a mapping"]),
     // Hosts
