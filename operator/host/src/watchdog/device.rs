@@ -20,15 +20,24 @@ pub trait Device {
     fn start(&mut self, seconds: u32) -> io::Result<u32>;
     /// Puts its end off by the time-out.
     fn feed(&mut self) -> io::Result<()>;
-    /// Stops it, where its driver lets that happen.
+    /// Stops it.
     fn stop(&mut self);
 }
 
 /// What a watchdog calls itself; `None`: there is none.
 #[must_use]
 pub fn identity(device: &Path) -> Option<String> {
-    let name = device.file_name()?;
-    let path = Path::new("/sys/class/watchdog").join(name).join("identity");
+    attribute(device, "identity")
+}
+
+/// Whether its driver runs on for good once it is started.
+#[must_use]
+pub fn never_stops(device: &Path) -> bool {
+    attribute(device, "nowayout").is_some_and(|text| text != "0")
+}
+
+fn attribute(device: &Path, name: &str) -> Option<String> {
+    let path = Path::new("/sys/class/watchdog").join(device.file_name()?).join(name);
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
@@ -87,7 +96,7 @@ impl Device for RealDevice {
 
     fn stop(&mut self) {
         let Some(mut file) = self.file.take() else { return };
-        // A driver that can't be stopped says so by running on; it must be fed then.
+        // What could not be told to stop runs on, and stays ours.
         if file.write_all(MAGIC).is_err() {
             self.file = Some(file);
             return;

@@ -118,6 +118,12 @@ impl WatchdogPort for RealWatchdog {
             if let Some(why) = distrust(&identity, in_a_vm(), &timings.trust_watchdogs) {
                 return Err(HostError::refused(OP, TARGET, why));
             }
+            // Disarmed it would go unfed, and reset a host that is well.
+            if device::never_stops(&self.options.device) {
+                let message = "its driver was loaded with nowayout, so that it could never be \
+                               disarmed: load it with nowayout=0";
+                return Err(HostError::refused(OP, TARGET, message));
+            }
             let path = listed_path(&self.options.run);
             replace_for_this_boot(&path, storages.join("\n").as_bytes())
                 .map_err(failed(OP, &path))?;
