@@ -37,7 +37,8 @@ impl Loop {
         let too_short = shutdown::problem(spec, &facts);
         let mut problems = facts.problems;
         problems.extend(too_short);
-        problems.extend(self.arming_trouble.clone());
+        // Trouble with an order that does not stand any more is none.
+        problems.extend(self.arming_trouble.clone().filter(|_| spec.arm || armed.is_some()));
         if o.journal.is_none() {
             problems.push("the journal can't be used: no VM is started here".into());
         }
