@@ -48,7 +48,7 @@ pub(crate) async fn run(context: Arc<Context>) {
                         tracing::warn!(%error, "the heartbeat was not acknowledged");
                     }
                 }
-                u64::try_from(spec.heartbeat_seconds).unwrap_or(0).max(1) * 1_000
+                context.interval()
             }
         };
         let due = sent.saturating_add(interval);
