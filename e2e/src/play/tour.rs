@@ -166,24 +166,29 @@ impl<'a> Tour<'a> {
         let before = guest_counter(&self.disk).map_err(PlayError::io("read the guest's disk"))?;
         let made = moves.create(&PostParams::default(), &order).await;
         made.map_err(PlayError::api(format!("order the move {name}")))?;
-        self.cluster
+        let paused = self
+            .cluster
             .until(&format!("the move to {to} has succeeded"), async || {
                 let order = moves.get(&name).await.map_err(|error| error.to_string())?;
                 let status = order.status.unwrap_or_default();
                 let message = status.conditions.first().map(|c| c.message.clone());
                 let vm = self.vm().await?;
                 match status.outcome {
-                    MigrationOutcome::Succeeded => Ok(()),
+                    MigrationOutcome::Succeeded => Ok(status.downtime_milliseconds),
                     outcome => Err(format!("{outcome:?}: {message:?}; {}", describe(&vm))),
                 }
             })
             .await?;
+        let Some(paused) = paused else {
+            return Err(PlayError::Wrong(format!("{name} does not tell how long it paused")));
+        };
         let (next, now) = self.moved(seen, before).await?;
         if next.host != to {
             return Err(PlayError::Wrong(format!("it runs on {}, not on {to}", next.host)));
         }
         self.log.say(format!(
-            "moved live from {} to {to} (epoch {}): its guest counts on, {before} to {now}",
+            "moved live from {} to {to} (epoch {}): its guest counts on, {before} to {now}, after \
+             a pause of {paused} ms",
             seen.host, next.epoch
         ));
         Ok(next)

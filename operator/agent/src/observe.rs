@@ -66,8 +66,8 @@ pub(crate) struct Seen {
     pub(crate) lock: Option<LockLook>,
     /// Moves that are under way, and how far; `None`: none is.
     pub(crate) jobs: BTreeMap<String, Option<MigrationProgress>>,
-    /// What moves took that brought a VM here which runs now, if the hypervisor knows.
-    pub(crate) arrivals: BTreeMap<String, Option<Arrival>>,
+    /// What moves took that are over and brought a VM here which runs now.
+    pub(crate) arrivals: BTreeMap<String, Arrival>,
 }
 
 /// Looks once.
@@ -92,10 +92,15 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
     }
     for uid in &look.arriving {
         let listed = seen.live.as_ref().and_then(|live| live.get(uid));
-        if listed.is_some_and(|d| d.state == LiveState::Running)
-            && let Ok(arrival) = timed("read move", uid, 3, hypervisor.arrival(uid)).await
-        {
-            seen.arrivals.insert(uid.clone(), arrival);
+        if listed.is_some_and(|d| d.state == LiveState::Running) {
+            match timed("read move", uid, 3, hypervisor.arrival(uid)).await {
+                Ok(Some(arrival)) => drop(seen.arrivals.insert(uid.clone(), arrival)),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::info!(vm = uid, %error, "what its move took stays unknown");
+                    seen.arrivals.insert(uid.clone(), Arrival::default());
+                }
+            }
         }
     }
     for (uid, (epoch, name)) in &look.epochs {

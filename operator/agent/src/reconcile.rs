@@ -11,13 +11,13 @@ use futures::stream::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use stockade_core::agent::decide::STORAGE_LOST;
-use stockade_core::agent::moves::{Copy, CopyEnd, Job, source_order};
+use stockade_core::agent::moves::{Copy, CopyEnd, Job, source_order, target_order};
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, self_fence, status_of};
 use stockade_crds::v1alpha1::{
     ApiLoss, Domain, DomainState, End, HostAgent, HostAgentSpec, HostAgentStatus, InventoryItem,
-    MigrationSide, Want,
+    Want,
 };
 use stockade_host::ports::HypervisorEvent;
 use tokio::task::JoinSet;
@@ -329,10 +329,9 @@ impl Loop {
             if source.is_some_and(|m| vm.moving.as_ref() == Some(&m.id)) && vm.end.is_none() {
                 request.moving.push(uid.clone());
             }
-            let comes = order.and_then(|known| known.order.spec.migration.as_ref());
-            if comes.is_some_and(|m| m.side == MigrationSide::Target)
-                && order.is_some_and(|known| known.order.spec.epoch == vm.epoch)
-                && self.memory.get(uid).is_none_or(|memory| memory.arrival.is_none())
+            let comes = |memory: &VmMemory| memory.came.is_some() && memory.arrival.is_none();
+            if order.is_some_and(|known| known.order.spec.epoch == vm.epoch)
+                && self.memory.get(uid).is_some_and(comes)
             {
                 request.arriving.push(uid.clone());
             }
@@ -442,7 +441,7 @@ impl Loop {
         }
         for (uid, arrival) in &seen.arrivals {
             let memory = self.memory.entry(uid.clone()).or_default();
-            let mut arrival = arrival.unwrap_or_default();
+            let mut arrival = *arrival;
             // libvirt's count ends with its call; what was left paused waited on for the swap.
             if let (Some(since), true) = (memory.whole_since, arrival.downtime_milliseconds > 0) {
                 let waited = i64::try_from(now.saturating_sub(since)).unwrap_or(i64::MAX);
@@ -463,6 +462,9 @@ impl Loop {
                     missing_since: memory.missing_since,
                     ..VmMemory::default()
                 };
+            }
+            if let Some(comes) = target_order(&known.order.spec) {
+                memory.came.get_or_insert_with(|| comes.id.clone());
             }
         }
         if let Some(live) = &seen.live {

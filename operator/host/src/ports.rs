@@ -163,7 +163,7 @@ pub trait Hypervisor: Send + Sync {
         &'a self,
         vm_uid: &'a str,
     ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>>;
-    /// What the move took that brought a domain here; `None`: the hypervisor does not know.
+    /// What the move took that brought a domain here; `None`: its last step is under way still.
     fn arrival<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<Arrival>>>;
     /// Aborts a running move; the outcome is read by `list`.
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>>;

@@ -104,6 +104,12 @@ pub fn source_order(order: &DomainSpec) -> Option<&MigrationOrder> {
     order.migration.as_ref().filter(|m| m.side == MigrationSide::Source)
 }
 
+/// The part of a target in an order.
+#[must_use]
+pub fn target_order(order: &DomainSpec) -> Option<&MigrationOrder> {
+    order.migration.as_ref().filter(|m| m.side == MigrationSide::Target)
+}
+
 fn begun(m: &MigrationOrder, j: &JournalVm) -> bool {
     j.moving.as_deref() == Some(m.id.as_str())
 }
@@ -192,7 +198,7 @@ pub fn incoming(
     memory: &VmMemory,
     now: u64,
 ) -> Option<HostAction> {
-    let m = order.migration.as_ref().filter(|m| m.side == MigrationSide::Target)?;
+    let m = target_order(order)?;
     let off = m.step == MigrationStep::Abort;
     match (live, current) {
         (Live::Present(d), Some(j)) if d.epoch == order.epoch && j.launched => match d.state {
@@ -234,33 +240,55 @@ pub fn report(
     memory: &VmMemory,
     now: u64,
 ) -> Option<MigrationReport> {
-    let m = order.migration.as_ref()?;
     let j = o.journalled(&order.vm.uid).filter(|j| j.epoch == order.epoch);
-    let (state, message) = match m.side {
-        MigrationSide::Source => source_state(m, order, j, live, memory, now),
-        MigrationSide::Target => target_state(order, j?, live, memory)?,
+    let Some(m) = source_order(order) else {
+        return target_report(o, order, j, live, memory);
     };
-    let known = match m.side {
-        MigrationSide::Source => memory
-            .job
-            .map(|job| Arrival { progress: job.told.0, ..Arrival::default() })
-            .filter(|_| j.is_some_and(|j| begun(m, j))),
-        MigrationSide::Target => memory.arrival,
-    };
-    let known = known.filter(|k| k.progress.total_bytes > 0);
-    let Arrival { progress, downtime_milliseconds } =
-        known.unwrap_or_else(|| last_told(o, order, m));
-    Some(MigrationReport { id: m.id.clone(), state, message, progress, downtime_milliseconds })
+    let (state, message) = source_state(m, order, j, live, memory, now);
+    let known = memory.job.map(|job| Arrival { progress: job.told.0, ..Arrival::default() });
+    let known = known.filter(|_| j.is_some_and(|j| begun(m, j)));
+    Some(said(o, order, &m.id, (state, message), known))
 }
 
-/// What was last told of a move that this run of the agent has not measured yet.
-fn last_told(o: &Observed, order: &DomainSpec, m: &MigrationOrder) -> Arrival {
-    let told = o.order(&order.vm.uid).and_then(|o| o.status.as_ref()?.migration.as_ref());
-    let told = told.filter(|told| told.id == m.id);
-    told.map_or_else(Arrival::default, |told| Arrival {
-        progress: told.progress,
-        downtime_milliseconds: told.downtime_milliseconds,
-    })
+/// How the move stands that brings the VM here. The swap ends the order's part in it, and the
+/// target tells on until the guest runs and it is known what the move took.
+fn target_report(
+    o: &Observed,
+    order: &DomainSpec,
+    j: Option<&JournalVm>,
+    live: Live<'_>,
+    memory: &VmMemory,
+) -> Option<MigrationReport> {
+    let ordered = target_order(order);
+    let done = last_told(o, order).filter(|told| told.state == MigrationState::Done);
+    if ordered.is_none() && done.is_some() {
+        return done.cloned();
+    }
+    let id = ordered.map(|m| &m.id).or(memory.came.as_ref())?;
+    Some(said(o, order, id, target_state(order, j?, live, memory)?, memory.arrival))
+}
+
+fn said(
+    o: &Observed,
+    order: &DomainSpec,
+    id: &str,
+    (state, message): (MigrationState, String),
+    known: Option<Arrival>,
+) -> MigrationReport {
+    // What was last told stands where this run of the agent has measured nothing yet.
+    let known = known.filter(|k| k.progress.total_bytes > 0).or_else(|| {
+        let told = last_told(o, order).filter(|told| told.id == id)?;
+        let downtime_milliseconds = told.downtime_milliseconds;
+        Some(Arrival { progress: told.progress, downtime_milliseconds })
+    });
+    let Arrival { progress, downtime_milliseconds } = known.unwrap_or_default();
+    MigrationReport { id: id.to_owned(), state, message, progress, downtime_milliseconds }
+}
+
+/// What was last told of a move of this epoch.
+fn last_told<'a>(o: &'a Observed, order: &DomainSpec) -> Option<&'a MigrationReport> {
+    let told = o.order(&order.vm.uid)?.status.as_ref().filter(|s| s.epoch == order.epoch);
+    told?.migration.as_ref()
 }
 
 fn source_state(
@@ -335,8 +363,8 @@ fn target_state(
     }
     Some(match live {
         Live::Present(d) if d.epoch == order.epoch => match d.state {
-            LiveState::Running => (MigrationState::Done, String::new()),
-            LiveState::Switched => (MigrationState::Switched, String::new()),
+            LiveState::Running if memory.arrival.is_some() => (MigrationState::Done, String::new()),
+            LiveState::Running | LiveState::Switched => (MigrationState::Switched, String::new()),
             LiveState::Incoming | LiveState::Paused => (MigrationState::Ready, String::new()),
             LiveState::Dying => (MigrationState::Failed, "its copy here is ending".to_owned()),
         },

@@ -62,10 +62,10 @@ fn a_target_gets_ready_and_its_hook_stays_open_until_it_is_told_otherwise() {
     o.live = Some([(UID.to_owned(), live(E, LiveState::Switched))].into());
     assert_eq!((only(&o, 0), state(&o, 0)), (None, Some(MigrationState::Switched)));
     o.live = Some([(UID.to_owned(), live(E, LiveState::Running))].into());
-    assert_eq!(
-        (only(&o, 0), state(&o, 0)),
-        (Some(HostAction::Arrived), Some(MigrationState::Done))
-    );
+    let runs = (Some(HostAction::Arrived), Some(MigrationState::Switched));
+    assert_eq!((only(&o, 0), state(&o, 0)), runs, "the job that brings it is not over");
+    o.memory.entry(UID.into()).or_default().arrival = Some(Arrival::default());
+    assert_eq!(state(&o, 0), Some(MigrationState::Done));
 }
 
 #[test]
@@ -154,6 +154,31 @@ fn what_a_move_took_is_told_by_the_side_that_took_it_in() {
         Some(Arrival { progress, downtime_milliseconds: 42 });
     let report = status_of(&o, UID, 0).unwrap().migration.unwrap();
     assert_eq!((report.progress, report.downtime_milliseconds), (progress, 42));
+}
+
+#[test]
+fn a_move_is_over_once_its_target_knows_what_it_took_though_the_swap_ended_its_order() {
+    let arrived = JournalVm { incoming: false, open: false, ..taken_in() };
+    let running = Some(live(E, LiveState::Running));
+    let swapped = DomainSpec { migration: None, ..target(MigrationStep::Commit) };
+    let mut o = world(Some(swapped), Some(arrived), running);
+    assert_eq!(status_of(&o, UID, 0).unwrap().migration, None, "it did not come by a move");
+    o.memory.entry(UID.into()).or_default().came = Some("m1".into());
+    let told = |o: &Observed| {
+        let report = status_of(o, UID, 0).unwrap().migration.unwrap();
+        (report.id, report.state, report.downtime_milliseconds)
+    };
+    assert_eq!(told(&o), ("m1".into(), MigrationState::Switched, 0));
+    let progress = MigrationProgress { percent: 100, total_bytes: 9, ..Default::default() };
+    o.memory.entry(UID.into()).or_default().arrival =
+        Some(Arrival { progress, downtime_milliseconds: 42 });
+    let done = ("m1".to_owned(), MigrationState::Done, 42);
+    assert_eq!(told(&o), done);
+    // The agent is restarted, and the VM ends: it stays true.
+    let status = status_of(&o, UID, 0);
+    o.orders.as_mut().unwrap().get_mut(UID).unwrap().status = status;
+    o.memory.clear();
+    assert_eq!(told(&o), done);
 }
 
 #[test]

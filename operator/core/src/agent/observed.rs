@@ -84,7 +84,9 @@ pub struct VmMemory {
     pub copy: Option<Copy>,
     /// The move's job, as last read; `None`: not read yet.
     pub job: Option<Job>,
-    /// What the move that brought it here took, as far as the hypervisor knows.
+    /// The move that brings or brought it here.
+    pub came: Option<String>,
+    /// What that move took, as far as the hypervisor knows; `None`: not read yet.
     pub arrival: Option<Arrival>,
     /// Since when it is here whole and paused.
     pub whole_since: Option<u64>,
@@ -115,6 +117,7 @@ impl Default for VmMemory {
             deleted_order: 0,
             copy: None,
             job: None,
+            came: None,
             arrival: None,
             whole_since: None,
             abort_asked: None,

@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 
 use stockade_crds::v1alpha1::MigrationProgress;
 use virt::domain::Domain;
-use virt::error::Error;
+use virt::error::{Error, ErrorNumber};
 use virt::sys;
 
 use crate::ports::Arrival;
@@ -84,13 +84,29 @@ pub(super) fn under_way(domain: &Domain) -> Result<Option<MigrationProgress>, Er
     Ok(active.then(|| job.progress()))
 }
 
-/// What the move took that brought the domain here; `None`: libvirt has forgotten it.
+/// What the move took that brought the domain here, all zero if libvirt has forgotten it; `None`:
+/// it runs here, and the job that brings it in is not over yet.
 pub(super) fn arrival(domain: &Domain) -> Result<Option<Arrival>, Error> {
     let flags = sys::VIR_DOMAIN_JOB_STATS_COMPLETED | sys::VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED;
+    // Asked first: a job that ends between the two questions is not taken for a forgotten one.
+    let under_way = comes_in(domain)?;
     let job = Job::of(domain, flags)?;
     let progress = job.progress();
     let known = job.kind == sys::VIR_DOMAIN_JOB_COMPLETED && progress.total_bytes > 0;
-    Ok(known.then(|| Arrival { progress, downtime_milliseconds: job.number(c"downtime") }))
+    if known {
+        return Ok(Some(Arrival { progress, downtime_milliseconds: job.number(c"downtime") }));
+    }
+    Ok((!under_way).then(Arrival::default))
+}
+
+/// Whether a job brings the domain in. libvirt's QEMU driver has no figures of such a job while it
+/// goes on, and says so by refusing the question (`qemuDomainGetJobStatsInternal`).
+fn comes_in(domain: &Domain) -> Result<bool, Error> {
+    match Job::of(domain, 0) {
+        Ok(job) => Ok(job.kind != sys::VIR_DOMAIN_JOB_NONE),
+        Err(error) if error.code().is(ErrorNumber::OperationInvalid) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

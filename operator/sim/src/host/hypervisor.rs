@@ -216,7 +216,8 @@ impl Hypervisor for SimHypervisor {
             let w = self.0.sim.lock();
             let found = w.machines.get(&self.0.host).and_then(|m| m.qemus.get(vm_uid));
             let came = found.filter(|q| q.whole_at.is_some());
-            Ok(came.map(|q| moves::arrival(q, w.profile(&q.vm).migrate_ms)))
+            let took = came.map(|q| moves::arrival(q, w.profile(&q.vm).migrate_ms));
+            Ok(Some(took.unwrap_or_default()))
         }
         .boxed()
     }
