@@ -51,18 +51,33 @@ fn only_the_simulator_has_a_clock_of_its_own() {
     }
 }
 
+/// The libraries that a program loads.
+fn libraries(program: &Path) -> String {
+    let output = Command::new("readelf").arg("-d").arg(program).output().unwrap();
+    assert!(output.status.success(), "readelf {}: {output:?}", program.display());
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
-fn feeder_and_beat_have_neither_executor_nor_tls() {
+fn feeder_beat_and_hook_have_neither_executor_nor_tls_nor_libvirt() {
     let programs = programs();
-    let of = |name: &str, word: &str| {
-        let program = programs.iter().find(|p| p.ends_with(name));
-        let program = program.unwrap_or_else(|| panic!("{name} is not built"));
+    let found = |name: &str| programs.iter().find(|p| p.ends_with(name));
+    let built = |name: &str| found(name).unwrap_or_else(|| panic!("{name} is not built"));
+    let count = |program: &Path, word: &str| {
         symbols(program).iter().filter(|symbol| symbol.contains(word)).count()
     };
+    // A build without libvirt's headers has no agent.
+    if let Some(agent) = found("stockade-agent") {
+        assert!(libraries(agent).contains("libvirt.so"), "it would be found");
+    }
     for word in ["tokio", "rustls"] {
-        assert!(of("stockade", word) > 0, "{word} would be found");
-        for name in ["stockade-feeder", "stockade-beat"] {
-            assert_eq!(of(name, word), 0, "{name} has {word}");
+        assert!(count(built("stockade"), word) > 0, "{word} would be found");
+    }
+    for name in ["stockade-feeder", "stockade-beat", "stockade-hook"] {
+        for word in ["tokio", "rustls"] {
+            assert_eq!(count(built(name), word), 0, "{name} has {word}");
         }
+        let libraries = libraries(built(name));
+        assert!(!libraries.contains("libvirt.so"), "{name} loads {libraries}");
     }
 }

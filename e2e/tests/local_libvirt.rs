@@ -19,6 +19,7 @@ use stockade_host::HostError;
 use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
 use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
+use stockade_host::machine::BOOT_ID;
 use stockade_host::ports::{
     Hypervisor, HypervisorEvent, JournalPort, JournalState, JournalVm, LiveState, MigrateRequest,
     Presence, StopReason,
@@ -29,13 +30,13 @@ const STATE: &str = "/var/lib/stockade";
 const UID: &str = "6a1b2c3d-0000-4000-8000-000000000001";
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
+    fs::read_to_string(BOOT_ID).unwrap().trim().to_owned()
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["hook", _name, operation, ..] => hook(operation),
+        ["hook", "--", _name, operation, ..] => hook(operation),
         ["agent", part, shared] => agent(part, Path::new(shared)),
         ["--list", ..] => {}
         _ => orchestrate(),
@@ -46,8 +47,7 @@ fn main() -> ExitCode {
 fn hook(operation: &str) {
     let mut xml = String::new();
     std::io::stdin().read_to_string(&mut xml).unwrap();
-    let context =
-        HookContext { state: STATE.into(), boot_id: "/proc/sys/kernel/random/boot_id".into() };
+    let context = HookContext { state: STATE.into(), boot_id: BOOT_ID.into() };
     if let Err(error) = decide(&context, operation, &xml) {
         eprintln!("{error}");
         std::process::exit(1);
@@ -96,7 +96,8 @@ fn leave_probe(host: &LocalHost) {
 fn agent(part: &str, shared: &Path) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let agent = vec![std::env::current_exe().unwrap().display().to_string()];
+        let program = std::env::current_exe().unwrap().display().to_string();
+        let hook = vec![program, "hook".to_owned()];
         let options = LibvirtOptions {
             emulated: true,
             restart_daemon: Vec::new(),
@@ -105,7 +106,7 @@ fn agent(part: &str, shared: &Path) {
                 data_uri: "tcp://{address}".into(),
                 tls: false,
             },
-            ..LibvirtOptions::new(Path::new(STATE), "local", &boot_id(), agent)
+            ..LibvirtOptions::new(Path::new(STATE), "local", &boot_id(), hook)
         };
         let libvirt = Libvirt::new(options).unwrap();
         match part {

@@ -53,16 +53,16 @@ pub fn decide(context: &HookContext, operation: &str, xml: &str) -> HostResult<(
 /// Installs the hook as `qemu.d/stockade` below libvirt's hook folder. True: it changed, and a
 /// libvirtd that found no hook at its start must be restarted.
 ///
-/// `agent` is the program with its first arguments; it gets `hook` and libvirt's arguments
-/// after them.
-pub fn install(hooks: &Path, agent: &[String]) -> HostResult<bool> {
+/// `command` is the program with its first arguments; it gets `--` and libvirt's arguments after
+/// them.
+pub fn install(hooks: &Path, command: &[String]) -> HostResult<bool> {
     const OP: &str = "install hook";
     let folder = hooks.join("qemu.d");
     fs::create_dir_all(&folder).map_err(failed(OP, &folder))?;
     let path = folder.join("stockade");
     let quoted: Vec<String> =
-        agent.iter().map(|part| format!("'{}'", part.replace('\'', r"'\''"))).collect();
-    let text = format!("#!/bin/sh\nexec {} hook \"$@\"\n", quoted.join(" "));
+        command.iter().map(|part| format!("'{}'", part.replace('\'', r"'\''"))).collect();
+    let text = format!("#!/bin/sh\nexec {} -- \"$@\"\n", quoted.join(" "));
     if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }

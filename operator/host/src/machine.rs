@@ -21,6 +21,9 @@ use crate::watchdog;
 /// Targets that would suspend a host: it would read off and come back with the same boot.
 const SLEEP_TARGETS: [&str; 3] = ["sleep.target", "suspend.target", "hibernate.target"];
 
+/// Where the kernel tells the running boot's id.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Where a machine's facts are read.
 #[derive(Clone, Debug)]
 pub struct MachineOptions {
@@ -42,7 +45,7 @@ impl MachineOptions {
     pub fn new(state: &Path) -> Self {
         Self {
             state: state.to_owned(),
-            boot_id: "/proc/sys/kernel/random/boot_id".into(),
+            boot_id: BOOT_ID.into(),
             smbios_uuid: "/sys/class/dmi/id/product_uuid".into(),
             cpus: None,
             watchdog: watchdog::DEVICE.into(),

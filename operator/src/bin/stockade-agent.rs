@@ -1,6 +1,5 @@
 //! `stockade-agent`: what runs on a host beside libvirt.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +8,6 @@ use clap::{Args, Parser, Subcommand};
 use stockade_agent::AgentConfig;
 use stockade_host::consoles::Consoles;
 use stockade_host::exports::Knfsd;
-use stockade_host::hook::{HookContext, decide};
 use stockade_host::journal::FileJournal;
 use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
 use stockade_host::logind::ShutdownLock;
@@ -32,17 +30,6 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Called by libvirt as its qemu hook, with the domain's XML on standard input.
-    Hook {
-        /// Name of the domain.
-        #[arg(allow_hyphen_values = true)]
-        name: String,
-        /// What libvirt is about to do, or has done.
-        operation: String,
-        /// Further words of libvirt's, which decide nothing.
-        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
-        rest: Vec<String>,
-    },
     /// Runs the agent until it is told to stop; running VMs run on without it.
     Run(RunArguments),
 }
@@ -96,15 +83,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> HostResult<()> {
     match arguments.command {
-        Command::Hook { name, operation, rest: _ } => {
-            let mut xml = String::new();
-            // What can't be read makes no sense as XML, and is refused where that matters.
-            if let Err(error) = std::io::stdin().read_to_string(&mut xml) {
-                eprintln!("stockade-agent: {name}: {error}");
-            }
-            let boot_id = MachineOptions::new(&arguments.state).boot_id;
-            decide(&HookContext { state: arguments.state, boot_id }, &operation, &xml)
-        }
         Command::Run(options) => serve(&arguments.state, options),
     }
 }
@@ -116,7 +94,7 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
     let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
     let beside = |name: &str| program.with_file_name(name).display().to_string();
     let state_word = ["--state".to_owned(), state.display().to_string()];
-    let itself = [&[program.display().to_string()][..], &state_word].concat();
+    let hook = [&[beside("stockade-hook")][..], &state_word].concat();
     let run_word = ["--run".to_owned(), options.run.display().to_string()];
     let beat = [&[beside("stockade-beat")][..], &state_word, &run_word].concat();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -124,7 +102,7 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
         .build()
         .map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
-        let ports = ports(state, itself, beat, &options)?;
+        let ports = ports(state, hook, beat, &options)?;
         let mut api = kube::Config::infer().await.map_err(|error| failed(error.to_string()))?;
         // The agent repeats what it must itself, with fresh content.
         api.default_retry = false;
@@ -137,11 +115,11 @@ fn serve(state: &Path, options: RunArguments) -> HostResult<()> {
     })
 }
 
-/// The drivers of a real machine; `itself` is this program with its first arguments, `beat_command`
-/// the one that beats.
+/// The drivers of a real machine; `hook` is the program that libvirt asks, `beat_command` the one that
+/// beats.
 fn ports(
     state: &Path,
-    itself: Vec<String>,
+    hook: Vec<String>,
     beat_command: Vec<String>,
     options: &RunArguments,
 ) -> HostResult<AgentPorts> {
@@ -149,7 +127,7 @@ fn ports(
     machine.watchdog.clone_from(&options.watchdog);
     machine.cpus = options.cpus;
     let machine = RealMachine::open(&machine)?.holding(ShutdownLock::hold(None));
-    let mut libvirt = LibvirtOptions::new(state, machine.host_uid(), machine.boot_id(), itself);
+    let mut libvirt = LibvirtOptions::new(state, machine.host_uid(), machine.boot_id(), hook);
     libvirt.uri.clone_from(&options.libvirt_uri);
     libvirt.emulated |= options.emulated;
     if let Some(program) = &options.restart_libvirt {

@@ -82,8 +82,8 @@ pub struct LibvirtOptions {
     pub config: PathBuf,
     /// Guests are emulated: this host has no KVM.
     pub emulated: bool,
-    /// The agent's program with its first arguments, which the hook calls.
-    pub agent: Vec<String>,
+    /// The program that libvirt asks before a domain starts, with its first arguments.
+    pub hook: Vec<String>,
     /// Program and arguments that restart the daemon; empty: nobody may.
     pub restart_daemon: Vec<String>,
     /// How peers are reached for live moves.
@@ -101,7 +101,7 @@ pub struct LibvirtOptions {
 impl LibvirtOptions {
     /// The usual places of a Debian host.
     #[must_use]
-    pub fn new(state: &Path, host_uid: &str, boot_id: &str, agent: Vec<String>) -> Self {
+    pub fn new(state: &Path, host_uid: &str, boot_id: &str, hook: Vec<String>) -> Self {
         let restart = ["systemctl", "restart", "libvirtd.service"];
         Self {
             uri: "qemu:///system".into(),
@@ -112,7 +112,7 @@ impl LibvirtOptions {
             daemon_pid_files: vec!["/run/libvirtd.pid".into(), "/run/virtqemud.pid".into()],
             config: "/etc/libvirt".into(),
             emulated: !Path::new("/dev/kvm").exists(),
-            agent,
+            hook,
             restart_daemon: restart.map(str::to_owned).to_vec(),
             migration: MigrationOptions::default(),
             pki: "/etc/pki".into(),
@@ -147,7 +147,7 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Libvirt {
     /// Installs the hook and starts to connect; returns before the daemon has answered.
     pub fn new(options: LibvirtOptions) -> HostResult<Self> {
-        hook::install(&options.config.join("hooks"), &options.agent)?;
+        hook::install(&options.config.join("hooks"), &options.hook)?;
         let (state, config) = (&options.state, &options.config);
         let identity = options.migration.tls.then(|| Identity::open(state, config, &options.pki));
         let identity = identity.transpose()?;
