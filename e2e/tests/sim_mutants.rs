@@ -10,7 +10,6 @@ use std::time::Duration;
 use serde_json::json;
 use stockade_core::agent::Guards as AgentGuards;
 use stockade_core::world::Guards;
-use stockade_crds::names::REQUEST_ANNOTATION;
 use stockade_sim::hooks::run_deterministic;
 use stockade_sim::kube::{Fault, Scope};
 use stockade_sim::runner::{Cluster, HostPlan};
@@ -36,27 +35,40 @@ use Misses::{Expectation, Oracle};
 /// dropped in both runs so that it stands alone; what misses it.
 const MUTANTS: &[(&str, &[&str], Misses)] = &[
     ("controller.settled", &[], Oracle),
+    ("controller.finalizer", &["agent.older_record"], Oracle),
     ("controller.missing_is_no_release", &[], Oracle),
     ("controller.drained", &[], Oracle),
     ("controller.fresh_read", &["controller.round_trip", "agent.dead_beats"], Oracle),
     ("controller.fresh_off", &["controller.round_trip"], Expectation),
     ("controller.life_revokes", &[], Oracle),
+    ("controller.lineage", &[], Oracle),
     ("controller.life_bars", &[], Expectation),
     ("controller.read_back", &[], Oracle),
     ("controller.plug_trust", &[], Expectation),
     ("controller.one_device", &[], Expectation),
     ("controller.armed", &[], Oracle),
     ("controller.denial_first", &[], Oracle),
+    ("controller.lock_files", &[], Oracle),
+    ("controller.numbers", &[], Oracle),
     ("controller.one_owner", &["agent.older_record"], Oracle),
     ("controller.second_path", &[], Oracle),
     ("controller.observer_health", &[], Oracle),
     ("controller.round_trip", &["controller.fresh_off"], Expectation),
     ("controller.brake", &[], Expectation),
     ("controller.needed", &[], Oracle),
+    ("controller.ready_first", &[], Expectation),
+    ("controller.void_word", &["agent.leave_paused"], Oracle),
+    ("controller.commit_left", &[], Oracle),
     ("controller.burnt", &[], Oracle),
     ("controller.undecided_move", &[], Oracle),
+    ("agent.epoch", &["controller.lineage"], Oracle),
     ("agent.boot", &[], Oracle),
     ("agent.once", &[], Oracle),
+    ("agent.missing_is_no_stop", &[], Expectation),
+    ("agent.marker", &["agent.newer_record", "agent.older_record", "agent.own_record"], Oracle),
+    ("agent.journal", &["agent.hook"], Oracle),
+    ("agent.journal_first", &[], Oracle),
+    ("agent.record", &[], Oracle),
     ("agent.newer_record", &["agent.own_record"], Oracle),
     ("agent.older_record", &[], Oracle),
     ("agent.own_record", &[], Oracle),
@@ -66,6 +78,13 @@ const MUTANTS: &[(&str, &[&str], Misses)] = &[
     ("agent.dead_beats", &[], Oracle),
     ("agent.suspends", &[], Expectation),
     ("agent.hook", &[], Oracle),
+    ("agent.leave_paused", &[], Oracle),
+    ("agent.source_waits", &["agent.leave_paused"], Oracle),
+    ("agent.completed_wins", &[], Expectation),
+    ("agent.move_once", &[], Expectation),
+    ("agent.fresh_move", &[], Expectation),
+    ("agent.lock_kept", &[], Oracle),
+    ("agent.transient", &["agent.hook"], Oracle),
 ];
 
 #[test]
@@ -98,39 +117,6 @@ fn every_dropped_rule_is_missed() {
     });
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// What the oracle says of an API that goes back to before an epoch which has run. No scenario file
-/// can say that.
-fn api_that_went_back(guards: AgentGuards) -> Vec<String> {
-    let run = move || async move {
-        let hosts = [HostPlan::new("h1")];
-        let c = Cluster::new(1, &hosts, Guards::default(), guards).unwrap();
-        c.pass(30).await;
-        // Without a disk there is no owner record either.
-        c.add_vm("101", json!({"runPolicy": "Always", "disks": []})).unwrap();
-        c.until_running("101", "", 60).await.unwrap();
-        c.pass(10).await;
-        let backup = c.api.faults().backup();
-        let restart = json!({"metadata": {"annotations": {REQUEST_ANNOTATION: "restart/1"}}});
-        let user = c.api.admin().named("user");
-        user.apply_merge("VirtualMachine", Some("default"), "101", &restart, false).unwrap();
-        c.pass(20).await;
-        assert_eq!(c.running("101"), ["h1"]);
-        c.api.faults().restore(&backup);
-        c.pass(5).await;
-        c.sim.lock().kill_vm("h1", "101");
-        c.pass(30).await;
-        c.violations()
-    };
-    run_deterministic(1, run).unwrap()
-}
-
-#[test]
-fn an_order_below_the_journals_epoch_is_not_obeyed() {
-    assert_eq!(api_that_went_back(AgentGuards::default()), Vec::<String>::new());
-    let guards = AgentGuards { epoch: false, ..AgentGuards::default() };
-    assert!(!api_that_went_back(guards).is_empty(), "nobody misses agent.epoch");
 }
 
 /// What the oracle says of two leaders, of which one has just begun to see hosts beat and the other
@@ -178,8 +164,8 @@ fn a_placement_is_a_compare_and_swap() {
 fn every_rule_that_can_be_dropped_is_tried() {
     // The source of a simulated move is gone at the instant at which the target has everything:
     // `an_unknown_answer_is_decided_by_both_sides_and_never_by_guess` of the core tries that one.
-    // The journal's epoch and the compare-and-swap have their tests above.
-    let elsewhere = [&"controller.cas", &"controller.unknown_move", &"agent.epoch"];
+    // The compare-and-swap has its test above.
+    let elsewhere = [&"controller.cas", &"controller.unknown_move"];
     let tried: Vec<&str> = MUTANTS.iter().map(|(dropped, ..)| *dropped).collect();
     let untried: Vec<_> = RULE_NAMES.iter().filter(|rule| !tried.contains(*rule)).collect();
     assert_eq!(untried, elsewhere);

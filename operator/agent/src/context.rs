@@ -82,7 +82,7 @@ impl Context {
         let renewed = Mutex::new(ports.clock.monotonic_millis());
         Self {
             namespace: host_namespace(&config.host),
-            journal: Journal::new(ports.journal.clone()),
+            journal: Journal::new(ports.journal.clone(), config.guards.journal),
             host_uid: facts.host_uid.clone(),
             boot_id: facts.boot_id.clone(),
             facts: Mutex::new(facts),

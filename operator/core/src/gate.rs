@@ -3,8 +3,10 @@
 //! Asked before every placement; the agent asks its own half (`agent`) before
 //! every start. Both sides must say yes, and neither trusts the other's word.
 
-use stockade_crds::v1alpha1::{BootReference, HostFence, VirtualMachine};
-use stockade_crds::v1alpha1::{EpochState, PlacedEpoch, SettledEpoch, VirtualMachineStatus};
+use stockade_crds::v1alpha1::{
+    BootReference, Domain, EpochState, HostFence, MigrationStep, PlacedEpoch, SettledEpoch,
+    VirtualMachine, VirtualMachineStatus,
+};
 
 use crate::ha::host_state::seconds;
 use crate::plan::ReliesOn;
@@ -45,7 +47,10 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
             let over = boot_is_over(world, &placed);
             let missing = domain.is_none() && !world.guards.missing_is_no_release;
             let silent = !world.guards.settled && is_silent(world, &placed);
-            if said || over || missing || silent {
+            let called_off = !world.guards.void_word
+                && placed.state == EpochState::Incoming
+                && domain.is_some_and(|d| aborts(d, placed.epoch));
+            if said || over || missing || silent || called_off {
                 placed.state = EpochState::Released;
             } else if proven(world, vm, &placed).is_some() {
                 placed.state = EpochState::ProvenDead;
@@ -83,6 +88,13 @@ fn boot_is_over(world: &World, placed: &PlacedEpoch) -> bool {
         .get(&placed.host)
         .and_then(|a| a.status.as_ref())
         .is_some_and(|s| s.down && s.host_uid == placed.host_uid && s.boot_id == placed.boot_id)
+}
+
+/// Whether an order calls the move off that was to bring this epoch. The order alone settles nothing
+/// (safety §8.1); a test drops that rule.
+fn aborts(order: &Domain, epoch: i64) -> bool {
+    let part = order.spec.migration.as_ref().filter(|_| order.spec.epoch == epoch);
+    part.is_some_and(|m| m.step == MigrationStep::Abort)
 }
 
 /// What a time-out would say: no beat of its host for `actSeconds`. It settles nothing (safety

@@ -22,7 +22,7 @@ const TAKING_STOCK: &str = "TakingStock";
 /// A history under another uid counts no more once a person has named the new one.
 #[must_use]
 pub fn went_back(world: &World) -> Option<(&str, &Lineage)> {
-    let now = world.lineage.as_ref()?;
+    let now = world.lineage.as_ref().filter(|_| world.guards.lineage)?;
     let resumed = world
         .policy
         .as_ref()

@@ -18,6 +18,10 @@ pub fn allot<'a>(
     range: RangeInclusive<i32>,
 ) -> BTreeMap<String, i32> {
     let mut all = given.clone();
+    if !world.guards.numbers {
+        let hosts = || world.hosts.values().filter_map(|host| host.status.as_ref());
+        all.retain(|uid, _| hosts().any(|status| status.host_uid.as_ref() == Some(uid)));
+    }
     for name in hosts {
         let status = world.hosts.get(name).and_then(|host| host.status.as_ref());
         let Some(uid) = status.and_then(|status| status.host_uid.as_ref()) else { continue };

@@ -250,6 +250,8 @@ impl World {
 pub struct Guards {
     /// Safety §1: unknown is alive; the silence of a host settles nothing.
     pub settled: bool,
+    /// Gate 1: a VM that is deleted stays until its last epoch is settled.
+    pub finalizer: bool,
     /// Gate 2: a Domain that is missing is no release.
     pub missing_is_no_release: bool,
     /// Safety §1: released is gone and drained, not merely ended.
@@ -262,6 +264,8 @@ pub struct Guards {
     pub fresh_off: bool,
     /// Gate 4: life after the proof revokes it.
     pub life_revokes: bool,
+    /// Gate 9: an API that went back pauses automation.
+    pub lineage: bool,
     /// Safety §3, §5: nothing is proven of a boot that shows life.
     pub life_bars: bool,
     /// Safety §3: off is read back.
@@ -274,6 +278,10 @@ pub struct Guards {
     pub armed: bool,
     /// Safety §6.2: denied before its locks are broken.
     pub denial_first: bool,
+    /// Safety §6.2: locks expire at their server; their files are never unlinked.
+    pub lock_files: bool,
+    /// Safety §6.6: a host's number in a lockspace is given to no other.
+    pub numbers: bool,
     /// Safety §6.4: one writable disk belongs to one VM.
     pub one_owner: bool,
     /// Safety §7: two paths must be silent.
@@ -286,6 +294,12 @@ pub struct Guards {
     pub brake: bool,
     /// Safety §7: a boot in which nothing of ours is open is not fenced.
     pub needed: bool,
+    /// Safety §8.1: the target is ready before anything is copied to it.
+    pub ready_first: bool,
+    /// Safety §8.1: a move that is called off is over by its target's word, not by the order.
+    pub void_word: bool,
+    /// Safety §8.2: the epoch is swapped once the source has left.
+    pub commit_left: bool,
     /// Safety §8.1: the epoch of an aborted move is burnt.
     pub burnt: bool,
     /// Safety §8.2: a move of which the source knows no end is not called off by guess.
@@ -298,24 +312,31 @@ impl Default for Guards {
     fn default() -> Self {
         Self {
             settled: true,
+            finalizer: true,
             missing_is_no_release: true,
             drained: true,
             cas: true,
             fresh_read: true,
             fresh_off: true,
             life_revokes: true,
+            lineage: true,
             life_bars: true,
             read_back: true,
             plug_trust: true,
             one_device: true,
             armed: true,
             denial_first: true,
+            lock_files: true,
+            numbers: true,
             one_owner: true,
             second_path: true,
             observer_health: true,
             round_trip: true,
             brake: true,
             needed: true,
+            ready_first: true,
+            void_word: true,
+            commit_left: true,
             burnt: true,
             unknown_move: true,
             undecided_move: true,

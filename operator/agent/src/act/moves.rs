@@ -1,5 +1,6 @@
 //! Both sides of a live move: what is remembered before the hypervisor is asked.
 
+use stockade_core::agent::Guards;
 use stockade_core::agent::moves::{CopyEnd, source_order};
 use stockade_core::agent::observed::Order;
 use stockade_crds::names::domain_name;
@@ -99,20 +100,22 @@ pub(super) async fn begin(
 ) -> Result<MigrateRequest, String> {
     let spec = &order.spec;
     let uid = spec.vm.uid.as_str();
+    let guards = context.config.guards;
     let fresh = match start::still_ordered(context, order).await {
         Ok(fresh) => fresh,
+        Err(_) if !guards.fresh_move => spec.clone(),
         Err(Stop::Later(why) | Stop::Never(_, why) | Stop::Failed(_, why) | Stop::Unknown(why)) => {
             return Err(why);
         }
     };
-    let request = request(&fresh, id).ok_or("the order names no move away")?;
+    let request = request(&fresh, id, guards).ok_or("the order names no move away")?;
     context
         .journal
         .update(uid, |vm| {
             if vm.epoch != spec.epoch || !vm.launched || vm.end.is_some() {
                 return Err(format!("epoch {} does not run here", spec.epoch));
             }
-            if vm.moving.as_deref() == Some(id) {
+            if vm.moving.as_deref() == Some(id) && guards.move_once {
                 return Err("this move was begun before".into());
             }
             vm.moving = Some(id.to_owned());
@@ -122,7 +125,7 @@ pub(super) async fn begin(
     Ok(request)
 }
 
-fn request(spec: &DomainSpec, id: &str) -> Option<MigrateRequest> {
+fn request(spec: &DomainSpec, id: &str, guards: Guards) -> Option<MigrateRequest> {
     let m = source_order(spec).filter(|m| m.id == id)?;
     Some(MigrateRequest {
         vm_uid: spec.vm.uid.clone(),
@@ -137,7 +140,7 @@ fn request(spec: &DomainSpec, id: &str) -> Option<MigrateRequest> {
         parallel_connections: m.parallel_connections,
         // A lock that spans the hosts stops a source that resumes by itself; without one the
         // swap of the epoch is the commit, and the target waits for it (safety §8.2).
-        leave_paused: spec.machine.lock.is_none(),
+        leave_paused: spec.machine.lock.is_none() && guards.leave_paused,
     })
 }
 

@@ -116,14 +116,16 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
         return Err(Stop::Never(End::Refused, BEATS_AGAIN.into()));
     }
     bury(context, &verdicts).await?;
-    context
-        .journal
-        .update(uid, |vm| {
-            vm.launched = true;
-            Ok(())
-        })
-        .await
-        .map_err(Stop::Later)?;
+    if guards.journal_first {
+        context
+            .journal
+            .update(uid, |vm| {
+                vm.launched = true;
+                Ok(())
+            })
+            .await
+            .map_err(Stop::Later)?;
+    }
     launch(context, &fresh, done).await?;
     tidy(context, spec, &verdicts).await;
     Ok(())
@@ -207,6 +209,9 @@ pub(super) async fn take_records(
     for disk in writable_disks(spec) {
         let verdict = read_verdict(context, spec, &disk, resumed, done).await?;
         verdicts.insert(disk, verdict);
+    }
+    if !context.config.guards.record {
+        return Ok(verdicts);
     }
     for (disk, verdict) in &verdicts {
         let voids = verdict.voids.iter().map(|epoch| (*epoch, RecordState::Void));
@@ -315,6 +320,7 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
     let closed = context
         .journal
         .update(uid, |vm| {
+            vm.launched = true;
             vm.open = false;
             vm.returned = returned;
             vm.end = end;

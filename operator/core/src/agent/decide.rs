@@ -159,6 +159,12 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
     }
     let live = o.live(uid);
     let Some(order) = o.order(uid) else {
+        if let Live::Present(d) = live
+            && !o.guards.missing_is_no_stop
+            && d.epoch > 0
+        {
+            return Some(HostAction::Kill { epoch: d.epoch });
+        }
         // A missing order is no stop order: what runs runs on, what ended is released.
         return ended(o, journalled?, live, memory, None, now);
     };

@@ -160,7 +160,7 @@ pub fn source(
         Live::Present(d) if d.epoch == order.epoch => d.state,
         _ => return None,
     };
-    if !begun(m, j) {
+    if !begun(m, j) || (!o.guards.move_once && call(m, memory).is_none()) {
         let may = m.step == MigrationStep::Copy && order.want == Want::Running && !o.suspended;
         return (may && state == LiveState::Running)
             .then(|| HostAction::Migrate { id: m.id.clone() });
@@ -174,9 +174,9 @@ pub fn source(
     // Without a lock that spans hosts the target stays paused until the epoch was swapped:
     // called off, it never ran, so what was left here paused may go on (safety §8.3).
     let left = matches!(state, LiveState::Switched | LiveState::Paused);
-    let may = m.step == MigrationStep::Abort
+    let told = m.step == MigrationStep::Abort && order.machine.lock.is_none();
+    let may = (told || !o.guards.source_waits)
         && order.want == Want::Running
-        && order.machine.lock.is_none()
         && !order.paused
         && !o.suspended;
     (left && may).then_some(HostAction::Resume)
@@ -202,6 +202,9 @@ pub fn incoming(
     let off = m.step == MigrationStep::Abort;
     match (live, current) {
         (Live::Present(d), Some(j)) if d.epoch == order.epoch && j.launched => match d.state {
+            LiveState::Running if off && !o.guards.completed_wins => {
+                Some(HostAction::Kill { epoch: order.epoch })
+            }
             LiveState::Running if j.incoming => Some(HostAction::Arrived),
             // What is complete stays, whatever was ordered (safety §8.4).
             LiveState::Running => None,

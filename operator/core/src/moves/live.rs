@@ -7,7 +7,7 @@ use stockade_crds::v1alpha1::{
 };
 
 use crate::ha::host_state::HostFacts;
-use crate::world::{Millis, World};
+use crate::world::{Guards, Millis, World};
 
 use super::{facts_of, withdrawn};
 
@@ -91,7 +91,7 @@ pub(crate) struct Sides<'a> {
     pub(super) source_dead: bool,
     /// Its lock spans the hosts.
     pub(super) spans: bool,
-    pub(super) guarded: bool,
+    pub(super) guards: Guards,
     pub(super) settings: MigrationSettings,
 }
 
@@ -112,7 +112,7 @@ impl<'a> Sides<'a> {
             spans: target.order.or(source.order).is_some_and(|o| o.machine.lock.is_some()),
             source,
             target,
-            guarded: world.guards.unknown_move,
+            guards: world.guards,
             settings: vm.spec.migration,
         }
     }
@@ -167,6 +167,9 @@ impl<'a> Sides<'a> {
             return Next::Commit;
         }
         let stands = self.target.stands(id).map(|(state, _)| state);
+        if stands == Some(MigrationState::Switched) && !self.guards.commit_left {
+            return Next::Commit;
+        }
         if left {
             return match stands {
                 Some(MigrationState::Switched) => Next::Commit,
@@ -184,6 +187,7 @@ impl<'a> Sides<'a> {
                 _ if off => Next::CallOffTarget(self.why(off)),
                 Some(MigrationState::Ready) => Next::Copy,
                 _ if self.target.order.is_none() => Next::Prepare,
+                _ if !self.guards.ready_first => Next::Copy,
                 _ => Next::Wait,
             };
         }
@@ -196,7 +200,9 @@ impl<'a> Sides<'a> {
             // Both are looked at and neither runs. No lock would have let libvirt run the target's
             // copy, and before the swap nobody else does: the source's may go on (safety §8.2).
             Some(MigrationState::Unknown) if !self.spans && self.both_wait() => Next::CallOffSource,
-            Some(MigrationState::Unknown) if !self.guarded => Next::CallOffTarget(self.why(off)),
+            Some(MigrationState::Unknown) if !self.guards.unknown_move => {
+                Next::CallOffTarget(self.why(off))
+            }
             _ if off || stands == Some(MigrationState::Failed) => Next::CallOffSource,
             _ => Next::Wait,
         }

@@ -8,6 +8,7 @@ use stockade_crds::v1alpha1::{
 };
 
 use super::live::{Next, Side, Sides};
+use crate::world::Guards;
 
 /// One side as a test tells it.
 #[derive(Clone, Default)]
@@ -86,7 +87,7 @@ impl Case {
             target: Side { placed: tp.as_ref(), order: to.as_ref(), said: ts.as_ref() },
             source_dead: self.dead,
             spans: self.spans,
-            guarded: self.guarded,
+            guards: Guards { unknown_move: self.guarded, ..Guards::default() },
             settings: MigrationSettings::default(),
         }
         .next(self.off)

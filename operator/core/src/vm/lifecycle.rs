@@ -22,7 +22,7 @@ use super::machine::{self, Claims};
 use super::moving;
 use super::open::{Asked, open_epoch};
 use super::order::basis;
-use super::removal::delete;
+use super::removal::{self, delete};
 use super::request::{Request, obey_request, wants_to_run};
 use super::seeds;
 use super::shutdown::{self, Fate};
@@ -187,6 +187,9 @@ fn managed(
     }
     let stays = moving::stays(world, vm, status);
     match gate::may_place(world, vm, &status.placements) {
+        Gate::Closed(_) if !world.guards.finalizer && vm.metadata.deletion_timestamp.is_some() => {
+            removal::let_go(vm, decision)
+        }
         Gate::Closed(placed) => {
             let open = Asked { keep: asked.keep && stays, ..asked }.of(&placed);
             let word = open_epoch(world, hosts, vm, &open, status, decision);
@@ -497,14 +500,14 @@ fn watched(
     let key = Key::of(&vm.metadata);
     if vm.metadata.deletion_timestamp.is_some() {
         // Its records beside the disks stay, so that nobody starts what may run on.
-        decision.intents.extend(super::removal::forget(world, vm));
+        decision.intents.extend(removal::forget(world, vm));
         if decision.intents.is_empty() {
             decision.intents.push(Intent::RemoveFinalizer { vm: key, basis: basis(&vm.metadata) });
         }
         return Word::new(VmState::Unmanaged, None, "Deleting", "was only watched; runs on");
     }
     // A stop order that is done must not end what somebody starts from now on.
-    decision.intents.extend(super::removal::tombstones(world, vm));
+    decision.intents.extend(removal::tombstones(world, vm));
     let all: Vec<String> = world.agents.keys().cloned().collect();
     let copies = found::found(world, vm, &status.placements, &all);
     let ordered = status.placements.iter().find(|p| {

@@ -86,8 +86,19 @@ pub(super) fn delete(world: &World, vm: &VirtualMachine, decision: &mut Decision
             let message = format!("deleted; its disks stay: {}", retained.join(", "));
             decision.intents.push(event(&key, "VmDisksRetained", false, message));
         }
-        decision.intents.push(Intent::RemoveFinalizer { vm: key, basis: basis(&vm.metadata) });
+        return let_go(vm, decision);
     }
+    deleting()
+}
+
+/// The VM's object goes.
+pub(super) fn let_go(vm: &VirtualMachine, decision: &mut Decision) -> Word {
+    let vm = &vm.metadata;
+    decision.intents.push(Intent::RemoveFinalizer { vm: Key::of(vm), basis: basis(vm) });
+    deleting()
+}
+
+fn deleting() -> Word {
     Word::new(VmState::Stopped, false, "Deleting", "its last epoch is settled")
 }
 

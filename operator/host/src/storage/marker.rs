@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use stockade_core::agent::judge_marker;
+
 use crate::error::{HostError, HostResult};
 use crate::files::{self, failed};
 
@@ -29,14 +31,9 @@ pub(super) fn read(mount: &Path, cluster_id: &str) -> HostResult<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(failed(OP, &marker)(error)),
     };
-    if found.trim() == cluster_id {
-        return Ok(true);
-    }
-    let message = format!(
-        "it belongs to cluster {}, this is {cluster_id}: use another export, or take it over there",
-        found.trim()
-    );
-    Err(HostError::refused(OP, mount.display().to_string(), message))
+    judge_marker(found.trim(), cluster_id)
+        .map(|()| true)
+        .map_err(|message| HostError::refused(OP, mount.display().to_string(), message))
 }
 
 /// Marks a storage that has no marker as this cluster's, by link, so that of two clusters one

@@ -269,8 +269,8 @@ impl Hypervisor for SimHypervisor {
     fn resume<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
             self.daemon("resume").await?;
-            self.0.sim.lock().resume(&self.0.host, vm_uid);
-            Ok(())
+            let resumed = self.0.sim.lock().resume(&self.0.host, vm_uid);
+            resumed.map_err(|why| HostError::failed("resume", vm_uid, why))
         }
         .boxed()
     }
@@ -345,6 +345,14 @@ impl Hypervisor for SimHypervisor {
             let mut w = self.0.sim.lock();
             let mounted =
                 |m: &crate::world::model::Machine, l: &AgentLock| m.mounts.contains(&l.storage);
+            let Some(m) = w.machines.get_mut(&self.0.host) else {
+                return Err(HostError::refused(OP, &self.0.host, "there is no such host"));
+            };
+            if m.lock_manager.as_ref() != lock
+                && let Some(lock) = lock
+            {
+                w.judge_number(&self.0.host, lock);
+            }
             let Some(m) = w.machines.get_mut(&self.0.host) else {
                 return Err(HostError::refused(OP, &self.0.host, "there is no such host"));
             };

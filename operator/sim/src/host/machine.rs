@@ -13,7 +13,7 @@ use stockade_host::ports::{
 
 use super::Seat;
 use crate::world::Sim;
-use crate::world::model::WatchdogKind;
+use crate::world::model::{FailOp, WatchdogKind};
 use crate::world::power::INHIBIT_MS;
 
 /// Wall clock at the world's beginning: 2030-01-01T00:00:00Z, in milliseconds.
@@ -115,12 +115,12 @@ impl JournalPort for SimJournal {
             // Up to the fsync's return nothing is promised: a crash before it keeps the old state.
             self.0.enter(2, 8).await;
             let mut w = self.0.sim.lock();
+            if w.take_fail(FailOp::Journal, "", &[&self.0.host]).is_some() {
+                return Err(HostError::failed("journal", &self.0.host, "read-only file system"));
+            }
             let Some(m) = w.machines.get_mut(&self.0.host) else {
                 return Err(HostError::failed("journal", &self.0.host, "no such host"));
             };
-            if m.durable.read_only {
-                return Err(HostError::failed("journal", &self.0.host, "read-only file system"));
-            }
             m.durable.journal = state.clone();
             w.acted(&self.0.host);
             Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use stockade_core::agent::judge_marker;
 use stockade_crds::v1alpha1::{AgentStorage, DomainSpec, MachineDisk, StorageReport};
 use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::{Beat, Linked, OwnerRecord, RecordState, StoragePort};
@@ -88,12 +89,13 @@ impl StoragePort for SimStorage {
                 return not(why.to_string());
             }
             let mut w = self.0.sim.lock();
+            let checked = w.marker_checked;
             let Some(s) = w.stores.get_mut(name) else {
                 return not(format!("{name}: the server has no such export"));
             };
             let marker = s.marker.get_or_insert_with(|| storage.cluster_id.clone());
-            if *marker != storage.cluster_id {
-                return not(format!("{name} carries the marker of another cluster"));
+            if checked && let Err(why) = judge_marker(marker, &storage.cluster_id) {
+                return not(format!("{name}: {why}"));
             }
             if let Some(m) = w.machines.get_mut(&self.0.host) {
                 m.mounts.insert(name.clone());

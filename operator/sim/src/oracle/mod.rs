@@ -33,6 +33,8 @@ pub enum Rule {
     DecidedBeforeBreak,
     /// A VM whose order names a lock manager runs with its lock held (S16, safety §6.1).
     LockHeld,
+    /// A number of a lockspace belongs to one living host (safety §6.6).
+    OneNumber,
     /// Nothing in use is deleted (S14).
     NotInUse,
     /// A host on which nothing of ours runs is not shot (S18).
@@ -44,7 +46,7 @@ pub enum Rule {
 }
 
 /// All predicates.
-pub const RULES: [Rule; 15] = [
+pub const RULES: [Rule; 16] = [
     Rule::OneCopy,
     Rule::OneWriter,
     Rule::FreshMemory,
@@ -56,6 +58,7 @@ pub const RULES: [Rule; 15] = [
     Rule::BrokenOfDead,
     Rule::DecidedBeforeBreak,
     Rule::LockHeld,
+    Rule::OneNumber,
     Rule::NotInUse,
     Rule::NoShotAtEmpty,
     Rule::EpochOnce,
@@ -78,6 +81,7 @@ impl Rule {
             Self::BrokenOfDead => "locks are broken of dead boots only",
             Self::DecidedBeforeBreak => "no lock is broken for one side of an undecided move",
             Self::LockHeld => "a VM with a lock manager runs with its lock held",
+            Self::OneNumber => "a number of a lockspace belongs to one living host",
             Self::NotInUse => "nothing in use is deleted",
             Self::NoShotAtEmpty => "a host on which nothing of ours runs is not shot",
             Self::EpochOnce => "an epoch is started at most once",

@@ -138,6 +138,7 @@ impl Cluster {
             controllers: Arc::default(),
             api_cuts: BTreeMap::new(),
         };
+        cluster.sim.lock().lock_files_stay = guards.lock_files;
         cluster.apply(&json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE},
         }))?;
@@ -321,6 +322,9 @@ impl Cluster {
         let mut world = self.sim.lock();
         world.set_agent_main(main);
         world.hook_in_force = guards.hook;
+        world.lock_kept = guards.lock_kept;
+        world.marker_checked = guards.marker;
+        world.transient = guards.transient;
         world.on_kernel_stopped(Box::new(move |host| {
             faults.cut(&Scope::Only(vec![format!("host/{host}")]));
         }));

@@ -63,11 +63,15 @@ words! {
     /// What someone does with libvirt behind Stockade's back.
     VirshAction { Start = "start", Destroy = "destroy", Shutdown = "shutdown", Migrate = "migrate" }
     /// Operations that can be made to fail.
-    FailOp { Start = "start", Stop = "stop", Kill = "kill", Migrate = "migrate" }
+    FailOp {
+        Start = "start", Stop = "stop", Kill = "kill", Migrate = "migrate", Journal = "journal",
+    }
     /// Where a migration fails.
     Stage { Before = "before", Copying = "copying", Switched = "switched" }
     /// How an operation fails.
-    FailAs { Error = "error", Hang = "hang", Unknown = "unknown" }
+    FailAs {
+        Error = "error", Hang = "hang", Unknown = "unknown", Lost = "lost", Stuck = "stuck",
+    }
     /// What a fence device does from now on.
     BmcIs {
         Ok = "ok", Timeout = "timeout", LiesOn = "lies-on", LiesOff = "lies-off",
@@ -75,13 +79,15 @@ words! {
         DiesWithHost = "dies-with-host",
     }
     /// What a storage does from now on.
-    StorageIs { Up = "up", Down = "down", Slow = "slow", ReadOnly = "read-only" }
+    StorageIs {
+        Up = "up", Down = "down", Slow = "slow", ReadOnly = "read-only", Foreign = "foreign",
+    }
     /// What a lock manager does from now on.
     UpDown { Up = "up", Down = "down" }
     /// What the API server does from now on.
     ApiIs {
         Up = "up", Down = "down", Slow = "slow", Stale = "stale", Errors = "errors",
-        ReplyLost = "reply-lost",
+        ReplyLost = "reply-lost", Restored = "restored",
     }
     /// What happens to the controller.
     ControllerIs {

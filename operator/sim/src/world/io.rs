@@ -1,16 +1,19 @@
 //! Storages as hosts reach them, and what guests write.
 
 use stockade_crds::v1alpha1::StorageKind;
+use stockade_host::ports::{OwnerRecord, RecordState};
 
 use super::World;
 use super::event::Doer;
 use super::model::{
-    Kernel, Machine, Net, Qemu, QemuState, Queued, StorageMode, Store, Way, Writer,
+    Disk, Kernel, Machine, Net, Qemu, QemuState, Queued, StorageMode, Store, Way, Writer,
 };
 use crate::oracle::Rule;
 
 /// A client sends what its server did not take again after so long; new requests go at once.
 const RESEND_MS: u64 = 5_000;
+/// Names what is no host, boot or VM of ours.
+const ANOTHER: &str = "another-cluster";
 
 /// How a host reaches a storage at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,41 +137,91 @@ impl World {
         if !self.lock_is_valid(host, storage, path, who) {
             return;
         }
+        let Some(m) = self.machines.get(host) else { return };
+        let writer = Writer {
+            pid: who.pid,
+            host: host.to_owned(),
+            boot_id: m.boot_id.clone(),
+            epoch: who.epoch,
+            unlocked: who.unlocked,
+        };
+        let Some(version) = self.written(storage, path, writer) else { return };
+        let writers = self.machines.get_mut(host).map(|m| m.qemus.values_mut());
+        if let Some(q) = writers.into_iter().flatten().find(|q| q.pid == who.pid) {
+            q.knows.insert(path.to_owned(), version);
+        }
+    }
+
+    /// A disk was written; its new version.
+    fn written(&mut self, storage: &str, path: &str, writer: Writer) -> Option<u64> {
         let at = self.since_zero();
-        let Some(m) = self.machines.get_mut(host) else { return };
-        let boot_id = m.boot_id.clone();
-        let unlocked = who.unlocked;
-        let Some(disk) = self.disks.get_mut(path) else { return };
+        let disk = self.disks.get_mut(path)?;
         disk.version += 1;
         let version = disk.version;
         let mut broken = None;
-        let mut excused = unlocked;
-        if let Some(last) = disk.writer.as_ref().filter(|w| w.pid != who.pid) {
+        let mut excused = writer.unlocked;
+        if let Some(last) = disk.writer.as_ref().filter(|w| w.pid != writer.pid) {
             disk.superseded.insert(last.pid);
-            if disk.superseded.contains(&who.pid) {
+            if disk.superseded.contains(&writer.pid) {
                 excused |= last.unlocked;
                 broken = Some(format!(
-                    "{path}: epoch {} on {host} wrote after epoch {} on {} had",
-                    who.epoch, last.epoch, last.host
+                    "{path}: epoch {} on {} wrote after epoch {} on {} had",
+                    writer.epoch, writer.host, last.epoch, last.host
                 ));
             }
-        }
-        disk.writer = Some(Writer {
-            pid: who.pid,
-            host: host.to_owned(),
-            boot_id: boot_id.clone(),
-            epoch: who.epoch,
-            unlocked,
-        });
-        if let Some(q) = m.qemus.values_mut().find(|q| q.pid == who.pid) {
-            q.knows.insert(path.to_owned(), version);
         }
         if broken.is_some() {
             // Where the storage can't deny, an untruth about a boot is beyond anybody.
             let denies = self.stores.get(storage).is_some_and(|s| s.obeys);
-            excused |= !denies && self.lied.contains(&(host.to_owned(), boot_id));
+            let key = (writer.host.clone(), writer.boot_id.clone());
+            excused |= !denies && self.lied.contains(&key);
         }
+        disk.writer = Some(writer);
         self.oracle.judge(at, Rule::OneWriter, broken, excused);
+        Some(version)
+    }
+
+    /// Another cluster takes a storage over: its marker is there, its VMs write every disk, and its
+    /// records say so. Or it is given back.
+    pub fn set_foreign(&mut self, storage: &str, foreign: bool) {
+        let Some(store) = self.stores.get_mut(storage).filter(|s| s.foreign != foreign) else {
+            return;
+        };
+        store.foreign = foreign;
+        store.marker = foreign.then(|| ANOTHER.to_owned());
+        for disk in self.disks.values_mut().filter(|d| foreign && d.storage == storage) {
+            let epoch = disk.records.keys().max().copied().unwrap_or(0) + 1;
+            let record = OwnerRecord {
+                cluster_id: ANOTHER.to_owned(),
+                vm_uid: ANOTHER.to_owned(),
+                epoch,
+                host_uid: ANOTHER.to_owned(),
+                boot_id: ANOTHER.to_owned(),
+                state: RecordState::Held,
+            };
+            disk.records.insert(epoch, record);
+        }
+    }
+
+    /// The VMs of another cluster write to the disks of a storage that it has.
+    pub(super) fn strangers_write(&mut self) {
+        let foreign = |d: &&Disk| self.stores.get(&d.storage).is_some_and(|s| s.foreign);
+        let disks: Vec<(String, String)> = self
+            .disks
+            .iter()
+            .filter(|(_, d)| foreign(d))
+            .map(|(path, d)| (d.storage.clone(), path.clone()))
+            .collect();
+        for (storage, path) in disks {
+            let writer = Writer {
+                pid: 0,
+                host: ANOTHER.to_owned(),
+                boot_id: ANOTHER.to_owned(),
+                epoch: 0,
+                unlocked: false,
+            };
+            self.written(&storage, &path, writer);
+        }
     }
 
     /// The client of a host gets rid of what waits, as far as its storages are reached.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use stockade_crds::v1alpha1::LockKind;
+use stockade_crds::v1alpha1::{AgentLock, LockKind};
 
 use super::World;
 use super::event::{Doer, Seen, What};
 use super::io::Reach;
-use super::model::{DiskLock, Kernel, Machine, OpenDisk, QemuState, Queued};
+use super::model::{DiskLock, Kernel, Machine, OpenDisk, Qemu, QemuState, Queued};
 use super::qemu::Ending;
 use crate::oracle::Rule;
 
@@ -90,6 +90,15 @@ impl World {
                 .get(storage)
                 .and_then(|s| s.locks.get(path))
                 .is_some_and(|l| l.iter().any(|l| l.pid == who.pid && l.client == host))
+    }
+
+    /// Whether a process holds the locks of all its disks.
+    pub(super) fn holds_locks(&self, host: &str, q: &Qemu) -> bool {
+        let held = |disk: &OpenDisk| {
+            let locks = self.stores.get(&disk.storage).and_then(|s| s.locks.get(&disk.path));
+            locks.is_some_and(|locks| locks.iter().any(|l| l.pid == q.pid && l.client == host))
+        };
+        q.disks.iter().all(held)
     }
 
     /// Lets go of the locks of a process, as far as their servers can be told.
@@ -199,6 +208,24 @@ impl World {
         }
     }
 
+    /// Judges the number with which a host joins a lockspace.
+    pub(crate) fn judge_number(&mut self, host: &str, lock: &AgentLock) {
+        if lock.kind != LockKind::Sanlock || lock.host_id == 0 {
+            return;
+        }
+        let at = self.since_zero();
+        let same = |l: &AgentLock| l.storage == lock.storage && l.host_id == lock.host_id;
+        let other = self.machines.values().find(|m| {
+            m.name != host
+                && matches!(m.kernel, Kernel::Up | Kernel::Hung)
+                && m.lock_manager.as_ref().is_some_and(same)
+        });
+        let broken = other.map(|other| {
+            format!("{host} joins the lockspace with number {} of {}", lock.host_id, other.name)
+        });
+        self.oracle.judge(at, Rule::OneNumber, broken, false);
+    }
+
     /// sanlock has not renewed for too long: it kills the VMs whose leases it holds.
     pub(super) fn sanlock_kills(&mut self, host: &str, storage: &str) {
         let Some(m) = self.machines.get(host) else { return };
@@ -249,18 +276,26 @@ impl World {
                 alive.then(|| format!("locks of {host} on {storage} were broken while it lives"));
             self.oracle.judge(at, Rule::BrokenOfDead, broken, excused);
         }
+        let stay = self.lock_files_stay;
         let mut uids = Vec::new();
+        let mut others = Vec::new();
         if let Some(s) = self.stores.get_mut(storage) {
-            for locks in s.locks.values_mut() {
+            for (path, locks) in &mut s.locks {
+                let unlinked = !stay && locks.iter().any(of_boot);
                 locks.retain(|l| {
-                    let goes = l.client == host && l.boot_id == boot_id && !l.foreign;
-                    if goes {
+                    if of_boot(l) {
                         uids.push(l.uid.clone());
+                    } else if unlinked {
+                        others.push(format!("{path}: the lock of {} went with its file", l.client));
                     }
-                    !goes
+                    !(of_boot(l) || unlinked)
                 });
             }
         }
+        // Of those who hold the same file's lock the others are alive, or their leases would be over.
+        others.into_iter().for_each(|text| {
+            self.oracle.judge(at, Rule::BrokenOfDead, Some(text), false);
+        });
         uids.sort();
         uids.dedup();
         for uid in &uids {

@@ -80,6 +80,14 @@ pub struct World {
     pub vm_names: BTreeMap<String, String>,
     /// The hook of hosts' libvirt refuses what has no open order.
     pub hook_in_force: bool,
+    /// Hosts' storage drivers refuse the marker of another cluster.
+    pub marker_checked: bool,
+    /// Hypervisors keep a domain's lock while it is copied.
+    pub lock_kept: bool,
+    /// Servers let locks expire; if not, they unlink lock files.
+    pub lock_files_stay: bool,
+    /// Hosts' hypervisors forget a domain with its end, and start none by themselves.
+    pub transient: bool,
     /// Failures in store.
     pub fails: Vec<Fail>,
     /// What happened since second 0.
@@ -131,6 +139,10 @@ impl Sim {
                 profiles: BTreeMap::new(),
                 vm_names: BTreeMap::new(),
                 hook_in_force: true,
+                marker_checked: true,
+                lock_kept: true,
+                lock_files_stay: true,
+                transient: true,
                 fails: Vec::new(),
                 events: Vec::new(),
                 oracle: Oracle::default(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use stockade_crds::v1alpha1::{AgentLock, GoingDown, LockKind, SelfFence, StorageKind};
+use stockade_crds::v1alpha1::{AgentLock, DomainSpec, GoingDown, LockKind, SelfFence, StorageKind};
 use stockade_host::ports::{Beat, HypervisorEvent, JournalState, OwnerRecord, StopReason};
 use tokio::sync::{Notify, mpsc};
 
@@ -183,8 +183,8 @@ pub struct Feeding {
 pub struct Durable {
     /// The agent's journal.
     pub journal: JournalState,
-    /// The disk refuses writes.
-    pub read_only: bool,
+    /// Domains that libvirt starts after a boot, by VM uid: none while they are transient.
+    pub defined: BTreeMap<String, DomainSpec>,
 }
 
 /// One machine.
@@ -427,6 +427,8 @@ pub struct Store {
     pub beats: BTreeMap<String, Beat>,
     /// Id of the cluster in its marker.
     pub marker: Option<String>,
+    /// Another cluster's VMs write every disk on it.
+    pub foreign: bool,
     /// The server obeys denials.
     pub obeys: bool,
     /// Since when each host has not reached it (OCFS2 and sanlock act on that).
@@ -502,6 +504,8 @@ pub enum FailOp {
     Kill,
     /// A live move.
     Migrate,
+    /// A write of an agent's journal: its disk is full, or refuses writes.
+    Journal,
 }
 
 /// Where a live move fails.
@@ -526,6 +530,12 @@ pub enum FailAs {
     Hang,
     /// It happens, but the answer is lost.
     Unknown,
+    /// A switch-over: the target has everything, but the source's hypervisor does not hear so and
+    /// resumes its copy, unless the lock is in the way.
+    Lost,
+    /// A switch-over: the target has everything, but the source's daemon ends in that moment. Its copy
+    /// stays, paused.
+    Stuck,
 }
 
 /// A failure that is in store.

@@ -9,7 +9,8 @@ use stockade_host::ports::{Arrival, MigrateRequest};
 use super::event::{Doer, Seen, What};
 use super::model::{Fail, FailAs, FailOp, Kernel, Net, OpenDisk, Qemu, QemuState, Stage};
 use super::qemu::Ending;
-use super::{Sim, World};
+use super::{Reach, Sim, World};
+use crate::oracle::Rule;
 
 /// A target notices this late that its source is without power: nobody closes the connection.
 const KEEPALIVE_MS: u64 = 30_000;
@@ -71,11 +72,17 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
         if q.state != QemuState::Running {
             return Err(failed("its vCPUs do not run"));
         }
+        if q.moving_to.is_some() {
+            return Err(failed("another migration job is active"));
+        }
         q.moving_to = Some(to.to_owned());
         q.copied_ms = 0;
         q.abort = false;
         let (vm, pid) = (q.vm.clone(), q.pid);
         w.emit(Seen::of(What::Migrate).vm(&vm).host(host).to(to).by(Doer::Agent));
+        if !w.lock_kept {
+            w.drop_locks(host, pid, &vm);
+        }
         let copy_ms = w.profile(&vm).migrate_ms;
         let fail = w.take_fail(FailOp::Migrate, &vm, &[host, to]);
         (vm, pid, copy_ms, fail)
@@ -96,6 +103,7 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
             if let Some(q) = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
                 q.copied_ms = copied;
             }
+            w.judge_lock_of_source(host, uid);
             w.move_trouble(host, uid, pid, to)
         };
         if let Some(why) = why {
@@ -118,11 +126,13 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
             return Err(failed_move(sim, host, &vm, uid, to, why));
         }
     }
-    let switched = sim.lock().switch_over(host, uid, to, r.leave_paused);
+    let how = at(Stage::Switched);
+    let leaves = !matches!(how, Some(FailAs::Lost | FailAs::Stuck));
+    let switched = sim.lock().switch_over(host, uid, to, r.leave_paused, leaves);
     if let Err(why) = switched {
         return Err(failed_move(sim, host, &vm, uid, to, &why));
     }
-    match at(Stage::Switched) {
+    match how {
         Some(FailAs::Error) => {
             sim.lock().end_qemu(to, uid, Ending::Crashed);
             return Err(HostError::unknown("migrate", vm, "the target's copy died"));
@@ -131,6 +141,21 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
         _ => {}
     }
     sim.lock().emit(Seen::of(What::Migrated).vm(&vm).host(host).to(to));
+    match how {
+        Some(FailAs::Lost) => {
+            let why = "the target's last answer is lost";
+            let resumed = sim.lock().resume(host, uid);
+            return Err(match resumed {
+                Ok(()) => HostError::failed("migrate", vm, why),
+                Err(more) => HostError::unknown("migrate", vm, format!("{why}; {more}")),
+            });
+        }
+        Some(FailAs::Stuck) => {
+            sim.lock().restart_libvirt(host, 1_000);
+            return Err(HostError::unknown("migrate", vm, "the daemon ended"));
+        }
+        _ => {}
+    }
     if fail.is_some_and(|f| f.how == FailAs::Unknown) {
         return Err(HostError::unknown("migrate", vm, "the answer is lost"));
     }
@@ -219,13 +244,32 @@ impl World {
         q.disks.iter().all(|disk| answers(disk) && !queued(disk))
     }
 
-    /// The source stops, the lock goes over, the target has everything.
+    /// Judges that a source keeps its lock while it is copied, as far as nobody took it away.
+    fn judge_lock_of_source(&mut self, host: &str, uid: &str) {
+        let Some(m) = self.machines.get(host) else { return };
+        let Some(q) = m.qemus.get(uid).filter(|q| q.lock.is_some() && !q.unlocked) else { return };
+        let untrue = self.untrue(host, &m.boot_id);
+        let certified = self.certified.contains(&(host.to_owned(), m.boot_id.clone()));
+        let away = |disk: &&OpenDisk| self.reach(host, &disk.storage) != Reach::Yes;
+        if q.state != QemuState::Running || untrue || certified || q.disks.iter().any(|d| away(&d))
+        {
+            return;
+        }
+        let broken = (!self.holds_locks(host, q))
+            .then(|| format!("{} runs on {host} without its lock while it is copied", q.vm));
+        let at = self.since_zero();
+        self.oracle.judge(at, Rule::LockHeld, broken, false);
+    }
+
+    /// The source stops, the lock goes over, the target has everything; `leaves`: the source's copy
+    /// ends, as it does when its hypervisor hears of that.
     pub(super) fn switch_over(
         &mut self,
         host: &str,
         uid: &str,
         to: &str,
         paused: bool,
+        leaves: bool,
     ) -> Result<(), String> {
         let now = self.since_zero();
         let source = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
@@ -255,7 +299,12 @@ impl World {
                 return Err(why);
             }
         }
-        self.end_qemu(host, uid, Ending::Migrated);
+        if leaves {
+            self.end_qemu(host, uid, Ending::Migrated);
+        } else if let Some(source) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid))
+        {
+            source.moving_to = None;
+        }
         if paused {
             self.tell(to, uid, None);
         } else {

@@ -220,6 +220,10 @@ impl World {
             self.start_process(host, which);
         }
         super::tick::beat(self, host, boot_no);
+        if !self.transient {
+            let host = host.to_owned();
+            self.spawn(|sim| async move { super::qemu::autostart(&sim, &host, boot_no).await });
+        }
     }
 
     /// Boots a machine at once: for the state at second 0.

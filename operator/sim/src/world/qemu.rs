@@ -303,8 +303,12 @@ impl World {
             undead: false,
             unlisted: false,
         };
+        let defines = !self.transient && state == QemuState::Launching;
         if let Some(m) = self.machines.get_mut(host) {
             m.qemus.insert(order.vm.uid.clone(), qemu);
+            if defines {
+                m.durable.defined.insert(order.vm.uid.clone(), order.clone());
+            }
         }
         Ok(pid)
     }
@@ -435,7 +439,7 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
                 }
             }
             FailAs::Hang => std::future::pending::<()>().await,
-            FailAs::Unknown => {}
+            FailAs::Unknown | FailAs::Lost | FailAs::Stuck => {}
         }
     }
     let made = {
@@ -529,4 +533,32 @@ pub(crate) async fn kill(
     }
     w.end_qemu(host, uid, Ending::Killed(by));
     Ok(())
+}
+
+/// What libvirt starts by itself after a boot: each domain that it keeps, once its storages are
+/// mounted. A start that is refused is not tried again.
+pub(crate) async fn autostart(sim: &Arc<Sim>, host: &str, boot_no: u64) {
+    loop {
+        sim.wait(1_000).await;
+        let (due, left) = {
+            let w = sim.lock();
+            let Some(m) = w.machines.get(host).filter(|m| m.boot_no == boot_no) else { return };
+            let kept = m.durable.defined.values().filter(|d| d.boot_id != m.boot_id);
+            let mounted = |d: &&DomainSpec| {
+                d.machine.disks.iter().all(|disk| m.mounts.contains(&disk.storage))
+            };
+            let (due, left): (Vec<_>, Vec<_>) = kept.partition(mounted);
+            (due.into_iter().cloned().collect::<Vec<_>>(), !left.is_empty())
+        };
+        for order in due {
+            if start(sim, host, &order).await.is_err()
+                && let Some(m) = sim.lock().machines.get_mut(host)
+            {
+                m.durable.defined.remove(&order.vm.uid);
+            }
+        }
+        if !left {
+            return;
+        }
+    }
 }

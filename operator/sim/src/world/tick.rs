@@ -53,6 +53,7 @@ impl World {
             self.storage_deadlines(host);
             self.feed(host);
         }
+        self.strangers_write();
     }
 
     /// Milliseconds of a host's monotonic clock.
@@ -173,11 +174,22 @@ impl World {
         }
     }
 
-    /// vCPUs of a VM go on.
-    pub fn resume(&mut self, host: &str, uid: &str) {
-        let state = self.machines.get(host).and_then(|m| m.qemus.get(uid)).map(|q| q.state);
-        if matches!(state, Some(QemuState::Paused | QemuState::Switched)) {
-            self.execute(host, uid);
+    /// vCPUs of a VM go on. A copy that has lost its lock takes it again before that.
+    ///
+    /// # Errors
+    /// Why the lock can't be had.
+    pub fn resume(&mut self, host: &str, uid: &str) -> Result<(), String> {
+        let found = self.machines.get(host).and_then(|m| m.qemus.get(uid)).cloned();
+        let Some(q) = found else { return Ok(()) };
+        if !matches!(q.state, QemuState::Paused | QemuState::Switched) {
+            return Ok(());
         }
+        if let Some(kind) = q.lock
+            && !self.holds_locks(host, &q)
+        {
+            self.take_locks(host, q.pid, uid, &q.vm, kind, &q.disks, q.by)?;
+        }
+        self.execute(host, uid);
+        Ok(())
     }
 }

@@ -116,7 +116,7 @@ async fn one_move(sim: &Arc<Sim>, from: &str, to: &str, uid: &str, unlocked: boo
         w.source_is_there(from, uid, pid)
             && ready(from, QemuState::Running)
             && ready(to, QemuState::Incoming)
-            && w.switch_over(from, uid, to, false).is_ok()
+            && w.switch_over(from, uid, to, false, true).is_ok()
     };
     if moved {
         let seen = Seen::of(What::Migrated).vm(&vm).host(from).to(to).by(Doer::Virsh);

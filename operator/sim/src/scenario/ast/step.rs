@@ -151,8 +151,8 @@ pub enum Verb {
     LockManager { is: UpDown, hosts: Vec<Name> },
     /// A further lock on the VMs' disks that nobody will release.
     StaleLock { vms: Vec<Name>, owner: LockOwner },
-    /// Changes the API server; no `only`: for all clients.
-    Api { is: ApiIs, only: Vec<ApiClient> },
+    /// Changes the API server; no `only`: for all clients. Restored: to what it held `back` ago.
+    Api { is: ApiIs, only: Vec<ApiClient>, back: Option<Millis> },
     /// Something happens to the controller.
     Controller { is: ControllerIs },
     /// As `kubectl apply`.

@@ -6,7 +6,7 @@ use super::super::ast::{
 };
 use super::super::node::{Kind, Node};
 use super::super::problem::{nearest, unknown};
-use super::super::words::{FailAs, FailOp, Process, Stage, VirshAction, Way};
+use super::super::words::{ApiIs, FailAs, FailOp, Process, Stage, StorageIs, VirshAction, Way};
 use super::names::NameKind;
 use super::read::{Cx, Fields, is_step_id};
 use super::{condition, manifest, policy, setup};
@@ -259,8 +259,14 @@ fn fail(f: &mut Fields<'_>) -> Option<Verb> {
     let times = f.read("times", |cx, n, w| cx.times(n, w)).unwrap_or(Times::Count(1));
     let stage = f.word("stage").unwrap_or(Stage::Before);
     let how = f.word("as").unwrap_or(FailAs::Error);
+    if matches!(how, FailAs::Lost | FailAs::Stuck) && stage != Stage::Switched {
+        f.problem(format!("step `fail`: `as: {how}` goes with `stage: switched` only"));
+    }
     if f.has("stage") && op.is_some_and(|op| op != FailOp::Migrate) {
         f.problem("step `fail`: `stage` goes with `op: migrate` only".to_owned());
+    }
+    if op == Some(FailOp::Journal) && !vms.is_empty() {
+        f.problem("step `fail`: a journal is its host's, not a VM's".to_owned());
     }
     Some(Verb::Fail { op: op?, vms, hosts, times, stage, how })
 }
@@ -293,6 +299,10 @@ fn storage(f: &mut Fields<'_>) -> Option<Verb> {
     };
     let is = f.word("is");
     let only = f.names_or_none("only", NameKind::Host);
+    if is == Some(StorageIs::Foreign) && !only.is_empty() {
+        f.problem("step `storage`: another cluster takes it from all hosts".to_owned());
+        return None;
+    }
     Some(Verb::Storage { name, is: is?, only })
 }
 
@@ -352,7 +362,17 @@ fn api(f: &mut Fields<'_>) -> Option<Verb> {
             }))
         })
         .unwrap_or_default();
-    Some(Verb::Api { is: is?, only })
+    let back = f.seconds("back");
+    let is = is?;
+    if (is == ApiIs::Restored) != back.is_some() {
+        f.problem("step `api`: `back` goes with `is: restored`, which needs it".to_owned());
+        return None;
+    }
+    if is == ApiIs::Restored && !only.is_empty() {
+        f.problem("step `api`: what is restored is so for all".to_owned());
+        return None;
+    }
+    Some(Verb::Api { is, only, back })
 }
 
 fn apply(f: &mut Fields<'_>) -> Option<Verb> {

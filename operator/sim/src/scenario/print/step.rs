@@ -130,8 +130,9 @@ fn verb(m: &mut Map, verb: &Verb) {
                 },
             );
         }
-        Verb::Api { is, only } => {
+        Verb::Api { is, only, back } => {
             m.put("is", Yaml::raw(is.word()));
+            m.some("back", back, |t| Yaml::seconds(*t));
             let only: Vec<Name> = only
                 .iter()
                 .map(|client| match client {

@@ -100,6 +100,8 @@ impl Stage {
                         FailAs::Error => model::FailAs::Error,
                         FailAs::Hang => model::FailAs::Hang,
                         FailAs::Unknown => model::FailAs::Unknown,
+                        FailAs::Lost => model::FailAs::Lost,
+                        FailAs::Stuck => model::FailAs::Stuck,
                     },
                 };
                 self.cluster.sim.lock().fails.push(fail);
@@ -124,14 +126,20 @@ impl Stage {
             Verb::Bmc { hosts, devices, is, times } => self.bmc(hosts, devices, *is, *times),
             Verb::Storage { name, is, only } => {
                 let mode = match is {
-                    StorageIs::Up => StorageMode::Up,
+                    StorageIs::Up | StorageIs::Foreign => StorageMode::Up,
                     StorageIs::Down => StorageMode::Down,
                     StorageIs::Slow => StorageMode::Slow,
                     StorageIs::ReadOnly => StorageMode::ReadOnly,
                 };
                 let mut world = self.cluster.sim.lock();
-                let named = |s: &&mut Store| name.is_empty() || s.name == *name;
-                for store in world.stores.values_mut().filter(named) {
+                let named = |s: &Store| name.is_empty() || s.name == *name;
+                if only.is_empty() {
+                    let meant = world.stores.values().filter(|s| named(s));
+                    let names: Vec<Name> = meant.map(|s| s.name.clone()).collect();
+                    let foreign = *is == StorageIs::Foreign;
+                    names.iter().for_each(|name| world.set_foreign(name, foreign));
+                }
+                for store in world.stores.values_mut().filter(|s| named(s)) {
                     if only.is_empty() {
                         store.mode = mode;
                         store.mode_for.clear();
@@ -151,7 +159,12 @@ impl Stage {
                 });
             }
             Verb::StaleLock { vms, owner } => self.stale_lock(vms, owner),
-            Verb::Api { is, only } => self.api(*is, only),
+            Verb::Api { is: ApiIs::Restored, back, .. } => {
+                let now = tokio::time::Instant::now();
+                let then = now.checked_sub(Duration::from_millis(back.unwrap_or(0)));
+                self.cluster.api.faults().restore_backup(then.unwrap_or(now));
+            }
+            Verb::Api { is, only, .. } => self.api(*is, only),
             Verb::Controller { is } => self.controller(*is),
             Verb::Apply { manifests } => {
                 for manifest in manifests {
@@ -478,7 +491,7 @@ impl Stage {
             ApiClient::Controller => Scope::Prefix("controller/".to_owned()),
         };
         let fault = match is {
-            ApiIs::Up => None,
+            ApiIs::Up | ApiIs::Restored => None,
             ApiIs::Down => Some(Fault::Down),
             // There and back within what counts as fresh: slow is no outage.
             ApiIs::Slow => {
@@ -707,5 +720,6 @@ fn fail_op(word: FailOp) -> model::FailOp {
         FailOp::Stop => model::FailOp::Stop,
         FailOp::Kill => model::FailOp::Kill,
         FailOp::Migrate => model::FailOp::Migrate,
+        FailOp::Journal => model::FailOp::Journal,
     }
 }
