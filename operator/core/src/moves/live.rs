@@ -31,6 +31,9 @@ pub(crate) enum Next {
     Commit,
     /// It was swapped: what is left on the source ends.
     FinishSource,
+    /// The target is dead and may have run the VM before: what is left paused on the source ends, and
+    /// the VM starts cold.
+    EndSource,
     /// The target has the VM, and nothing is left on the source.
     Done,
     /// The target's epoch is settled, and the VM is not there.
@@ -89,6 +92,8 @@ pub(crate) struct Sides<'a> {
     pub(super) target: Side<'a>,
     /// The source's boot is proven dead.
     pub(super) source_dead: bool,
+    /// The target's boot is proven dead.
+    pub(super) target_dead: bool,
     /// Its lock spans the hosts.
     pub(super) spans: bool,
     pub(super) guards: Guards,
@@ -109,6 +114,7 @@ impl<'a> Sides<'a> {
         Self {
             moving,
             source_dead: source.placed.is_some_and(dead),
+            target_dead: target.placed.is_some_and(dead),
             spans: target.order.or(source.order).is_some_and(|o| o.machine.lock.is_some()),
             source,
             target,
@@ -200,6 +206,13 @@ impl<'a> Sides<'a> {
             // Both are looked at and neither runs. No lock would have let libvirt run the target's
             // copy, and before the swap nobody else does: the source's may go on (safety §8.2).
             Some(MigrationState::Unknown) if !self.spans && self.both_wait() => Next::CallOffSource,
+            // With a lock that spans hosts libvirt let the target run at once, and its last word may
+            // be older: the memory that is left here may be older than the disk (safety §8.3).
+            Some(MigrationState::Unknown)
+                if self.spans && self.target_dead && self.source_left_paused() =>
+            {
+                Next::EndSource
+            }
             Some(MigrationState::Unknown) if !self.guards.unknown_move => {
                 Next::CallOffTarget(self.why(off))
             }

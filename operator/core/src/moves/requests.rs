@@ -271,7 +271,7 @@ fn under_way(
                 let message = format!("{to} gets ready");
                 report(migration, MigrationOutcome::Pending, "Preparing", message)
             }
-            Some(Next::CallOffSource | Next::CallOffTarget(_)) => {
+            Some(Next::CallOffSource | Next::CallOffTarget(_) | Next::EndSource) => {
                 let message = "is being called off";
                 report(migration, MigrationOutcome::Pending, "CallingOff", message)
             }

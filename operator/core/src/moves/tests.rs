@@ -24,6 +24,7 @@ struct Case {
     source: Told,
     target: Told,
     dead: bool,
+    target_dead: bool,
     spans: bool,
     guarded: bool,
     off: bool,
@@ -31,7 +32,15 @@ struct Case {
 
 impl Case {
     fn new(source: Told, target: Told) -> Self {
-        Self { source, target, dead: false, spans: true, guarded: true, off: false }
+        Self {
+            source,
+            target,
+            dead: false,
+            target_dead: false,
+            spans: true,
+            guarded: true,
+            off: false,
+        }
     }
 
     fn next(&self) -> Next {
@@ -86,6 +95,7 @@ impl Case {
             source: Side { placed: sp.as_ref(), order: so.as_ref(), said: ss.as_ref() },
             target: Side { placed: tp.as_ref(), order: to.as_ref(), said: ts.as_ref() },
             source_dead: self.dead,
+            target_dead: self.target_dead,
             spans: self.spans,
             guards: Guards { unknown_move: self.guarded, ..Guards::default() },
             settings: MigrationSettings::default(),
@@ -154,6 +164,18 @@ fn an_unknown_answer_is_decided_by_both_sides_and_never_by_guess() {
     assert_eq!(Case::new(paused, partial).next(), Next::Wait);
     let guess = Case { guarded: false, ..Case::new(unknown, silent) };
     assert!(called_off(&guess.next()), "without the guard it would be a guess");
+}
+
+#[test]
+fn a_source_left_paused_ends_once_its_target_is_dead_and_not_before() {
+    let paused = Told {
+        state: Some(DomainState::Paused),
+        ..runs(Some("Copy"), Some(MigrationState::Unknown))
+    };
+    let last = incoming(DomainState::Incoming, MigrationState::Ready);
+    let silent = Case { off: true, ..Case::new(paused, last) };
+    assert_eq!(silent.next(), Next::CallOffSource);
+    assert_eq!(Case { target_dead: true, ..silent }.next(), Next::EndSource);
 }
 
 #[test]

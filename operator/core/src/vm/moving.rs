@@ -75,16 +75,14 @@ pub(super) fn live_move(
             return Some(open_epoch(world, hosts, vm, &asked.of(target), status, decision));
         }
         Next::Done => return None,
+        Next::EndSource => {
+            let source = sides.open_source()?;
+            return Some(left_paused(world, vm, status, source, decision));
+        }
         Next::Over(_) => {
             let source = sides.open_source()?;
-            if sides.source_left_paused() && !vm.spec.paused {
-                // Whether the other ran after the switch-over can't be told: it starts cold.
-                let ended = write(world, vm, status, source, |spec| spec.want = Want::Killed);
-                decision.intents.extend(ended.map(Intent::WriteDomain));
-                let message = format!("what a move left of it on {} ends", source.host);
-                return Some(Word::new(VmState::Stopping, false, "LeftPaused", message));
-            }
-            return None;
+            let left = sides.source_left_paused() && !vm.spec.paused;
+            return left.then(|| left_paused(world, vm, status, source, decision));
         }
     }
     let Some(source) = sides.open_source() else {
@@ -98,6 +96,21 @@ pub(super) fn live_move(
         word.becomes(VmState::Migrating, "Migrating", message);
     }
     Some(word)
+}
+
+/// Ends what the switch-over left paused on the source: whether the other copy ran after it can't be
+/// told, so the VM starts cold (safety §8.3).
+fn left_paused(
+    world: &World,
+    vm: &VirtualMachine,
+    status: &VirtualMachineStatus,
+    source: &PlacedEpoch,
+    decision: &mut Decision,
+) -> Word {
+    let ended = write(world, vm, status, source, |spec| spec.want = Want::Killed);
+    decision.intents.extend(ended.map(Intent::WriteDomain));
+    let message = format!("what a move left of it on {} ends", source.host);
+    Word::new(VmState::Stopping, false, "LeftPaused", message)
 }
 
 /// Whether the VM's epoch is to stay where it is: not if it moves by stop and start.
