@@ -56,7 +56,7 @@ pub use sanlock::SanlockPlaces;
 const SHORT: Duration = Duration::from_secs(10);
 /// How long a start may take; probing QEMU's capabilities alone can take most of a minute.
 const START: Duration = Duration::from_secs(120);
-/// How long one look waits for sanlock to be set up.
+/// How long one look waits for a lock manager to be set up.
 const PREPARE: Duration = Duration::from_secs(5);
 /// A daemon that has not joined its lockspace within this is restarted.
 const JOIN_AGAIN: Duration = Duration::from_secs(300);
@@ -134,7 +134,7 @@ pub struct Libvirt {
     used: Mutex<BTreeMap<String, (u64, Instant)>>,
     /// When the daemon was last restarted for its lockspace, or this process began.
     lockspace_at: Mutex<Instant>,
-    /// sanlock as it is being set up: that goes on if the caller gives up.
+    /// The lock manager as it is being set up: that goes on if the caller gives up.
     preparing: Mutex<Option<JoinHandle<HostResult<bool>>>>,
     /// What it shows in moves over TLS; `None`: they are not wanted.
     identity: Option<Identity>,
@@ -398,17 +398,16 @@ impl Libvirt {
         let config = &self.options.config;
         // What can't be listed may run.
         let idle = self.list_all().await.is_ok_and(|live| live.is_empty());
+        let set = self.prepare_lock(lock).await?;
+        let changed = lock::choose(config, lock.kind, idle)? || set;
         match lock.kind {
             LockKind::Virtlockd => {
-                let spaced = lock::set_lockspace(config, &lock.lockspace)?;
-                if lock::choose(config, lock.kind, idle)? || spaced {
+                if changed {
                     self.restart_daemon(OP).await?;
                 }
                 lock::daemon_answers(&self.options.run)
             }
             LockKind::Sanlock => {
-                let set = self.prepare_sanlock(lock).await?;
-                let changed = lock::choose(config, lock.kind, idle)? || set;
                 let ready = sanlock::ready(lock).await;
                 // A daemon that was not restarted after a change, because this process ended just
                 // then, or that failed to join, is restarted now and then.
@@ -422,25 +421,36 @@ impl Libvirt {
         }
     }
 
-    /// Sets sanlock up in a task of its own, and waits a moment for it.
-    async fn prepare_sanlock(&self, lock: &AgentLock) -> HostResult<bool> {
-        const OP: &str = "use sanlock";
+    /// Sets a lock manager up in a task of its own, and waits a moment for it: while the storage of
+    /// its lockspace is away it hangs in the kernel.
+    async fn prepare_lock(&self, lock: &AgentLock) -> HostResult<bool> {
+        const OP: &str = "use lock manager";
         guard(&self.preparing).get_or_insert_with(|| {
             let options = &self.options;
             let (places, config) = (options.sanlock.clone(), options.config.clone());
             let (lock, uid) = (lock.clone(), options.host_uid.clone());
-            tokio::spawn(async move { sanlock::prepare(&places, &config, &lock, &uid).await })
+            tokio::spawn(async move {
+                let space = lock.lockspace.clone();
+                match lock.kind {
+                    LockKind::Virtlockd => {
+                        sanlock::leave(&places).await?;
+                        let set = move || lock::set_lockspace(&config, &lock.lockspace);
+                        files::blocking(OP, &space, set).await
+                    }
+                    LockKind::Sanlock => sanlock::prepare(&places, &config, &lock, &uid).await,
+                }
+            })
         });
         let began = Instant::now();
         while began.elapsed() < PREPARE {
             let done = guard(&self.preparing).take_if(|task| task.is_finished());
             if let Some(task) = done {
-                let ended = |error| HostError::unknown(OP, "sanlock", format!("{error}"));
+                let ended = |error| HostError::unknown(OP, &lock.lockspace, format!("{error}"));
                 return task.await.map_err(ended)?;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(HostError::refused(OP, "sanlock", "it is being set up"))
+        Err(HostError::refused(OP, &lock.lockspace, "it is being set up"))
     }
 
     /// Whether a domain's process holds a lease for each of its writable disks.
@@ -672,5 +682,50 @@ impl Hypervisor for Libvirt {
             }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    /// A pipe that nobody writes to stands for what hangs in the kernel.
+    #[tokio::test]
+    async fn a_lockspace_that_hangs_holds_nothing_else_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["config/hooks", "state", "vms/.stockade"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        fs::write(at("vms/.stockade/cluster"), "c1").unwrap();
+        let pipe = at("config/qemu-lockd.conf");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (looked, over) = channel::<()>();
+        let writer = std::thread::spawn(move || {
+            // So that what does hang fails, and the test ends.
+            let _ = over.recv_timeout(4 * PREPARE);
+            fs::OpenOptions::new().write(true).open(pipe).map(drop)
+        });
+        let options = LibvirtOptions {
+            uri: "test:///default".into(),
+            config: at("config"),
+            ..LibvirtOptions::new(&at("state"), "uid-1", "boot-1", vec!["agent".into()])
+        };
+        let libvirt = Libvirt::new(options).unwrap();
+        let lock = AgentLock {
+            kind: LockKind::Virtlockd,
+            storage: "vms".into(),
+            lockspace: at("vms/.stockade/locks").display().to_string(),
+            host_id: 0,
+            maintenance: false,
+        };
+        let refused = libvirt.use_lock_manager(&lock).await;
+        looked.send(()).unwrap();
+        writer.join().unwrap().unwrap();
+        assert!(refused.unwrap_err().to_string().contains("it is being set up"));
     }
 }

@@ -21,6 +21,8 @@ use super::lock::with_values;
 const OP: &str = "use sanlock";
 /// The lockspace of libvirt's plugin.
 const SPACE: &str = "__LIBVIRT__DISKS__";
+/// What holds libvirt's daemon back, among the units.
+const LIBVIRTD_UNIT: &str = "libvirtd.service.d/stockade.conf";
 /// How long a daemon may take to start, or to say what it holds.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long its answer may take.
@@ -99,9 +101,22 @@ impl Held {
     }
 
     fn joined(&self, lock: &AgentLock) -> bool {
-        let path = format!("{}/{SPACE}", lock.lockspace);
+        let path = path_of(lock);
         self.spaces.iter().any(|(name, id, at)| name == SPACE && *id == lock.host_id && *at == path)
     }
+
+    /// The lockspace of libvirt's that is joined elsewhere or by another id, as sanlock's commands
+    /// name it: libvirt can't join a second one of that name.
+    fn other(&self, lock: Option<&AgentLock>) -> Option<String> {
+        let wanted = lock.map(|lock| (lock.host_id, path_of(lock)));
+        let mut own = self.spaces.iter().filter(|(name, ..)| name == SPACE);
+        let other = own.find(|(_, id, at)| wanted.as_ref() != Some(&(*id, at.clone())));
+        other.map(|(name, id, at)| format!("{name}:{id}:{at}:0"))
+    }
+}
+
+fn path_of(lock: &AgentLock) -> String {
+    format!("{}/{SPACE}", lock.lockspace)
 }
 
 /// Asks the daemon what it holds.
@@ -198,8 +213,42 @@ pub(super) async fn prepare(
     };
     watchdog(places).await?;
     daemon(places, host_uid, &marker).await?;
-    fs::create_dir_all(&lock.lockspace).map_err(failed(OP, Path::new(&lock.lockspace)))?;
-    set(&path, &settings(&old, lock))
+    let space = PathBuf::from(&lock.lockspace);
+    let made = move || fs::create_dir_all(&space).map_err(failed(OP, &space));
+    files::blocking(OP, &lock.lockspace, made).await?;
+    let left = leave_other(Some(lock)).await?;
+    Ok(set(&path, &settings(&old, lock))? || left)
+}
+
+/// Leaves the lockspace that is not this lock manager's. True: there was one.
+async fn leave_other(lock: Option<&AgentLock>) -> HostResult<bool> {
+    let held = held().await?;
+    let Some(other) = held.other(lock) else { return Ok(false) };
+    // sanlock would kill the processes that hold them.
+    if !held.leases.is_empty() {
+        let message = "VMs hold leases in it: move them away or stop them, then it is left";
+        return Err(HostError::refused(OP, other, message));
+    }
+    let leave = ["client", "rem_lockspace", "-s", &other];
+    cmd::run(OP, &other, "sanlock", &leave, LIMIT).await?;
+    Ok(true)
+}
+
+/// Undoes what holds libvirt's daemon back until sanlock's storage is mounted, if that was done:
+/// another lock manager serves this host.
+///
+/// # Errors
+/// VMs hold leases still.
+pub(super) async fn leave(places: &SanlockPlaces) -> HostResult<()> {
+    let unit = places.units.join(LIBVIRTD_UNIT);
+    if !unit.exists() {
+        return Ok(());
+    }
+    if places.pid_file.exists() {
+        leave_other(None).await?;
+    }
+    fs::remove_file(&unit).map_err(failed(OP, &unit))?;
+    cmd::run(OP, "systemd", "systemctl", &["daemon-reload"], LIMIT).await.map(drop)
 }
 
 /// Whether libvirt's daemon has joined the lockspace by this host's id.
@@ -263,7 +312,7 @@ async fn drivers(places: &SanlockPlaces) -> Vec<String> {
 async fn daemon(places: &SanlockPlaces, host_uid: &str, marker: &Path) -> HostResult<()> {
     let units = &places.units;
     let own = set(&units.join("sanlock.service.d/stockade.conf"), &sanlock_unit(host_uid))?;
-    let theirs = set(&units.join("libvirtd.service.d/stockade.conf"), &libvirtd_unit(marker))?;
+    let theirs = set(&units.join(LIBVIRTD_UNIT), &libvirtd_unit(marker))?;
     let device = places.devices.join("watchdog");
     let guard = set(&units.join("wdmd.service.d/stockade.conf"), &wdmd_unit(&device))?;
     if own || theirs || guard {
@@ -320,6 +369,18 @@ mod tests {
             String::new(),
         ] {
             assert!(!Held::parse(&status(&other)).joined(&lock()), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_lockspace_elsewhere_or_by_another_id_is_to_be_left() {
+        let own = format!("{SPACE}:2:/srv/vms/.stockade/locks/{SPACE}:0");
+        let status = |space: &str| format!("daemon uid-1\ns theirs:1:/x:0\ns {space}\n");
+        let held = Held::parse(&status(&own));
+        assert_eq!(held.other(Some(&lock())), None);
+        assert_eq!(held.other(None), Some(own.clone()));
+        for other in [own.replace(":2:", ":3:"), own.replace("/srv/vms", "/srv/old")] {
+            assert_eq!(Held::parse(&status(&other)).other(Some(&lock())), Some(other));
         }
     }
 
