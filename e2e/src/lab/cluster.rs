@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
@@ -17,7 +18,10 @@ use crate::play::{Program, Programs};
 /// A running Stockade; dropping it ends and removes all of it.
 pub struct Cluster {
     // Fields drop in this order: the controller, the machines, the control plane.
-    controller: Program,
+    controller: Mutex<Program>,
+    /// What the controller may do, and where it logs.
+    kubeconfig: PathBuf,
+    log: PathBuf,
     lab: Lab,
     plane: ControlPlane,
     client: Client,
@@ -39,9 +43,10 @@ impl Cluster {
         let kubeconfig =
             plane.service_account_kubeconfig(SYSTEM_NAMESPACE, "stockade-controller").await?;
         let log = lab.folder().join("controller.log");
-        let (controller, _) = programs.controller(&kubeconfig, "info", log)?;
+        let (controller, _) = programs.controller(&kubeconfig, "info", log.clone())?;
+        let controller = Mutex::new(controller);
         let client = plane.setup_client().await?;
-        let this = Self { controller, lab, plane, client, programs };
+        let this = Self { controller, kubeconfig, log, lab, plane, client, programs };
         let package = this.package()?;
         std::thread::scope(|scope| {
             let installs: Vec<_> = this
@@ -80,7 +85,19 @@ impl Cluster {
     /// The controller's log.
     #[must_use]
     pub fn controller_log(&self) -> PathBuf {
-        self.controller.log().to_owned()
+        self.log.clone()
+    }
+
+    /// Kills the controller, and starts another in its place.
+    ///
+    /// # Errors
+    /// The other one can't be started.
+    pub fn kill_controller(&self) -> Result<(), LabError> {
+        let (next, _) = self.programs.controller(&self.kubeconfig, "info", self.log.clone())?;
+        let mut controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one before is killed as it drops.
+        *controller = next;
+        Ok(())
     }
 
     /// The fence devices of the lab's hypervisor hosts and their secrets, as a person would
@@ -210,7 +227,7 @@ impl Cluster {
             .unwrap_or_else(|error| error.to_string());
         let mut text = format!(
             "--- objects\n{objects}\n--- controller\n{}\n",
-            crate::play::tail(self.controller.log(), 60)
+            crate::play::tail(&self.log, 60)
         );
         for machine in self.lab.machines() {
             let script = "journalctl --no-pager -n 60 -u stockade-agent -u libvirtd \

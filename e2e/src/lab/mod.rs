@@ -10,6 +10,7 @@
 //! Calls block, for minutes where a machine boots. The BMCs end with the thread that started the
 //! lab, so that is one which lives as long.
 
+mod capture;
 pub mod cases;
 mod cluster;
 mod image;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub use self::capture::{Capture, Captured};
 pub use self::cluster::Cluster;
 pub use self::image::Image;
 pub use self::machine::Machine;

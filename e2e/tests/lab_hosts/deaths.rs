@@ -3,14 +3,18 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stockade_e2e::lab::cases::{Case, Outcome, comes_back, ensure, object, said, sh};
-use stockade_e2e::lab::{Cluster, Machine};
+use stockade_e2e::lab::cases::{Case, LIMIT, Outcome, comes_back, ensure, object, said, sh};
+use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::play::Log;
 
 use super::stage::{Stage, fence};
 
 pub const PANIC: Case =
     ("a_host_that_panics_is_shot_and_read_back_before_its_guest_writes_elsewhere", panic);
+pub const CONTROLLERS: Case = (
+    "where_a_controller_is_killed_at_each_step_of_a_failover_the_next_goes_on_and_nothing_runs_twice",
+    controllers_die,
+);
 pub const NO_CABLE: Case =
     ("a_host_cut_off_from_everything_is_shot_before_its_guest_writes_elsewhere", no_cable);
 pub const NO_PROOF: Case = (
@@ -21,13 +25,60 @@ pub const NO_PROOF: Case = (
 fn panic(cluster: &Cluster, log: &Log) -> Outcome {
     let stage = Stage::set(cluster, log)?;
     let host = stage.victim()?;
-    // It hangs as it stands: one that boots again by itself is another case.
+    let since = panics(log, host)?;
+    shot(stage, host, since)
+}
+
+/// Has a host's kernel panic. It hangs as it stands: one that boots again by itself is another case.
+fn panics(log: &Log, host: &Machine) -> Result<Instant, String> {
     let script = "echo 0 >/proc/sys/kernel/panic; \
                   (sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 </dev/null &";
     sh(host, script)?;
-    let since = Instant::now();
     log.say(format!("{} panics", host.name()));
-    shot(stage, host, since)
+    Ok(Instant::now())
+}
+
+/// The steps of a failover that can be seen by now.
+fn steps(stage: &Stage<'_>, host: &Machine) -> Result<Vec<&'static str>, String> {
+    let fence = fence(stage.cluster, stage.boot(host.name()))?;
+    let status = &fence["status"];
+    let some = |field: &str| status[field].as_array().is_some_and(|all| !all.is_empty());
+    let guests = stage.guests_on(&[host.name()], true);
+    let ordered = guests.into_iter().any(|guest| stage.not_ordered_anew(guest).is_err());
+    let all = [
+        ("certified", !fence.is_null()),
+        ("shot", calls(&fence).iter().any(|call| call.starts_with("PowerOff"))),
+        ("proven", !status["proof"].is_null()),
+        ("denied", some("denied")),
+        ("its locks broken", some("locksBroken")),
+        ("ordered elsewhere", ordered),
+    ];
+    Ok(all.into_iter().filter(|(_, seen)| *seen).map(|(step, _)| step).collect())
+}
+
+fn controllers_die(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let host = stage.victim()?;
+    let boot = stage.boot(host.name()).to_owned();
+    let since = panics(log, host)?;
+    let mut before = Vec::new();
+    let mut killed = 0;
+    let ordered = until("its guest is ordered elsewhere", 2 * LIMIT, || {
+        let now = steps(&stage, host)?;
+        if now != before {
+            cluster.kill_controller().map_err(said)?;
+            killed += 1;
+            let seconds = since.elapsed().as_secs_f64();
+            log.say(format!("after {seconds:.1} s a controller is killed: {now:?}"));
+            before.clone_from(&now);
+        }
+        if now.contains(&"ordered elsewhere") { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    ordered.map_err(said)?;
+    ensure(killed >= 3, || format!("controllers were killed {killed} times only"))?;
+    stage.restarted_elsewhere(host, since)?;
+    comes_back(cluster, host, &boot)?;
+    stage.ends_well()
 }
 
 fn no_cable(cluster: &Cluster, log: &Log) -> Outcome {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use stockade_e2e::lab::cases::{Case, HOSTS, LIMIT, Outcome, condition, machine, object, said, sh};
-use stockade_e2e::lab::{Cluster, until};
+use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::local_hosts::Signal;
 use stockade_e2e::play::Log;
 
@@ -143,13 +143,7 @@ fn no_storage(cluster: &Cluster, log: &Log) -> Outcome {
     host.cut_off(server, None).map_err(said)?;
     let since = Instant::now();
     log.say(format!("{} is cut off from its storage", host.name()));
-    let killed = until("its guest is killed", LIMIT, || {
-        // virsh may hang on a guest that waits for its disk.
-        let script = "pgrep -a qemu-system";
-        let said = host.try_sh(script, Duration::from_secs(60)).map_err(said)?;
-        if said.out.trim().is_empty() { Ok(()) } else { Err(said.out) }
-    });
-    killed.map_err(said)?;
+    is_killed(host)?;
     log.say(format!("its guest is killed after {:.1} s", since.elapsed().as_secs_f64()));
     stage.holds_for(LONG, || {
         stage.nobody_is_shot()?;
@@ -159,4 +153,16 @@ fn no_storage(cluster: &Cluster, log: &Log) -> Outcome {
     })?;
     host.reconnect().map_err(said)?;
     stage.ends_without_a_shot()
+}
+
+/// Waits until no guest runs on a host.
+fn is_killed(host: &Machine) -> Outcome {
+    let killed = until("its guest is killed", LIMIT, || {
+        // virsh may hang on a guest that waits for its disk. What was killed stays for as long as
+        // the kernel waits for its last writes.
+        let script = "ps -eo stat=,args= | grep '[q]emu-system' | grep -v '^Z' || true";
+        let said = host.try_sh(script, Duration::from_secs(60)).map_err(said)?;
+        if said.ok && said.out.trim().is_empty() { Ok(()) } else { Err(said.out) }
+    });
+    killed.map_err(said)
 }

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Part::selected("api", &[doubts::NO_API]),
         Part::selected("moves", &[moves::FOUR]),
         Part::new("panic", &[deaths::PANIC]),
+        Part::new("controllers", &[deaths::CONTROLLERS]),
         Part::new("cable", &[deaths::NO_CABLE]),
         Part::new("agent", &[doubts::HUNG_AGENT]),
         Part::new("liar", &[doubts::LYING_BMC]),
@@ -38,9 +39,11 @@ fn main() -> ExitCode {
         Part::new("reboot", &[shutdown::REBOOT]),
         Part::selected("poweroff", &[shutdown::POWER_OFF]),
         Part::new("drain", &[moves::DRAIN]),
+        Part::new("canary", &[moves::CANARY]),
         Part::new("upkeep", &[upkeep::MAINTENANCE]),
         Part::new("marker", &[nfs::MARKER]),
-        Part::new("sanlock", &sanlock::CASES),
-        Part::new("ocfs2", &ocfs2::CASES),
+        Part::new("locks", &[nfs::WORD]),
+        Part::begun("sanlock", 2, &sanlock::CASES),
+        Part::begun("ocfs2", 1, &ocfs2::CASES),
     ])
 }

@@ -1,35 +1,47 @@
-//! Guests that go from host to host under virtlockd, and hosts that are emptied.
+//! Guests that go from host to host with their locks, and hosts that are emptied.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, apply, comes_back, condition, ensure, kubectl, machine, object,
-    runs, said, sh,
+    Case, HOSTS, LIMIT, Outcome, Prover, apply, comes_back, condition, ensure, kubectl, machine,
+    object, runs, said, sh,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
-use super::stage::{Guest, LONG, Stage, fence};
+use super::stage::{LONG, Stage, fence};
 
 pub const FOUR: Case =
     ("a_guest_that_moves_four_times_never_boots_and_its_lock_goes_with_it", four_moves);
 pub const DRAIN: Case =
     ("a_drained_host_without_power_is_not_fenced_and_its_guest_never_booted", drain);
 
+pub const CANARY: Case =
+    ("the_memory_of_a_guest_that_moves_never_crosses_the_wire_in_clear", canary);
+
 fn four_moves(cluster: &Cluster, log: &Log) -> Outcome {
     let stage = Stage::set(cluster, log)?;
-    moves_are_ready(cluster)?;
     let guest = &stage.guests[0];
-    let mut from = guest.host.clone();
-    for round in 1..=4 {
-        let at = HOSTS.iter().position(|name| *name == from).unwrap_or_default();
-        let to = HOSTS[(at + 1) % HOSTS.len()];
-        moves_to(&stage, guest, to, round)?;
-        from = to.to_owned();
-    }
+    moves_around(cluster, log, guest.prover, VIRTLOCKD)?;
     let others = stage.guests.iter().filter(|other| other.prover.name != guest.prover.name);
     others.into_iter().try_for_each(|other| stage.goes_on(other))?;
     stage.ends_without_a_shot()
+}
+
+/// Shell that counts the locks that virtlockd holds on this host for the VM's disk.
+const VIRTLOCKD: &str = r#"lock=$(printf "/srv/stockade/vms/default/$vm.raw" | sha256sum | cut -d' ' -f1)
+lslocks -n -o COMMAND,PATH | grep -c "^virtlockd.*$lock""#;
+
+/// Moves a running guest four times, each time to the next host. `locks` is shell that writes how
+/// many locks a host holds for the VM that `$vm` names.
+pub fn moves_around(cluster: &Cluster, log: &Log, prover: Prover<'_>, locks: &str) -> Outcome {
+    moves_are_ready(cluster)?;
+    for round in 1..=4 {
+        let from = runs(cluster, prover.name, "")?;
+        let at = HOSTS.iter().position(|name| *name == from).unwrap_or_default();
+        moves_to(cluster, log, prover, (&from, HOSTS[(at + 1) % HOSTS.len()]), round, locks)?;
+    }
+    Ok(())
 }
 
 /// Waits until every host's certificates for moves are in force.
@@ -46,10 +58,18 @@ fn moves_are_ready(cluster: &Cluster) -> Outcome {
     ready.map_err(said)
 }
 
-/// Moves a guest live to a host, and looks at what came of it.
-fn moves_to(stage: &Stage<'_>, guest: &Guest, to: &str, round: usize) -> Outcome {
-    let (cluster, name) = (stage.cluster, guest.prover.name);
-    let before = guest.prover.counters(cluster)?;
+/// Moves a guest live from a host to another, and looks at what came of it; at each look meanwhile
+/// its lock is held where it runs and nowhere else.
+fn moves_to(
+    cluster: &Cluster,
+    log: &Log,
+    prover: Prover<'_>,
+    (from, to): (&str, &str),
+    round: usize,
+    locks: &str,
+) -> Outcome {
+    let name = prover.name;
+    let before = prover.counters(cluster)?;
     let since = Instant::now();
     let order = format!("{name}-lab-{round}");
     let words = ["delete", "svmm", &order, "--ignore-not-found", "--wait=true"];
@@ -62,19 +82,28 @@ fn moves_to(stage: &Stage<'_>, guest: &Guest, to: &str, round: usize) -> Outcome
              spec: {{vm: {name}, target: {to}, live: true}}\n"
         ),
     )?;
+    let mut looks = 0;
     let over = until(&format!("{name} has moved to {to}"), LIMIT, || {
+        for host in [from, to] {
+            match locked_where_it_runs(cluster, name, host, locks) {
+                Ok(looked) => looks += usize::from(looked),
+                Err(why) => return Ok(Err(why)),
+            }
+        }
+        // Each look takes the hosts' only CPUs for a moment.
+        std::thread::sleep(Duration::from_secs(1));
         let order = object(cluster, &["svmm", &order])?;
         match order["status"]["outcome"].as_str().unwrap_or_default() {
             "" | "Pending" => Err(condition(&order, "Ready").1.to_owned()),
-            _ => Ok(order),
+            _ => Ok(Ok(order)),
         }
     });
-    let over = over.map_err(said)?;
+    let over = over.map_err(said)??;
     ensure(over["status"]["outcome"] == "Succeeded", || over["status"].to_string())?;
     let on = runs(cluster, name, "")?;
     ensure(on == to, || format!("{name} runs on {on} and not on {to}"))?;
-    guest.prover.goes_on(cluster)?;
-    let after = guest.prover.counters(cluster)?;
+    prover.goes_on(cluster)?;
+    let after = prover.counters(cluster)?;
     ensure(after.1 == before.1 && after.0 > before.0, || {
         format!("{name} counts {after:?} after {before:?}")
     })?;
@@ -83,8 +112,50 @@ fn moves_to(stage: &Stage<'_>, guest: &Guest, to: &str, round: usize) -> Outcome
     let still = over["status"]["downtimeMilliseconds"].as_i64();
     let still = still.map(|ms| format!(", and stood still for {ms} ms")).unwrap_or_default();
     let seconds = since.elapsed().as_secs_f64();
-    stage.log.say(format!("{name} has moved to {to} in {seconds:.1} s{still}"));
+    log.say(format!("{name} has moved to {to} in {seconds:.1} s, {looks} looks{still}"));
     Ok(())
+}
+
+/// Looks once at a host: it holds the VM's lock if the VM runs there, and does not if it does not.
+/// False: the VM came or went just then, which says nothing.
+fn locked_where_it_runs(
+    cluster: &Cluster,
+    vm: &str,
+    host: &str,
+    locks: &str,
+) -> Result<bool, String> {
+    let script = format!(
+        "vm={vm}; state() {{ timeout 20 virsh domstate default.{vm} 2>/dev/null || echo gone; }}\n\
+         state; {locks}; state"
+    );
+    let seen = machine(cluster, host)?.try_sh(&script, LIMIT).map_err(said)?;
+    let words: Vec<&str> = seen.out.split('\n').map(str::trim).filter(|s| !s.is_empty()).collect();
+    let [before, held, after] = words[..] else { return Err(format!("{host}: {seen:?}")) };
+    if before != after {
+        return Ok(false);
+    }
+    ensure((held == "1") == (before == "running"), || {
+        format!("{host} holds {held} locks of {vm}, which is {before} there")
+    })?;
+    Ok(true)
+}
+
+/// The guest's own program is the canary: it lies in its memory, and on its disk.
+fn canary(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    moves_are_ready(cluster)?;
+    let (host, prover) = (stage.victim()?, stage.guests[0].prover);
+    let capture = cluster.lab().capture(&Prover::disk()[..64]).map_err(said)?;
+    // NFS is in clear, so that it is seen whether the canary would be.
+    let path = format!("/srv/stockade/vms/default/{}.raw", prover.name);
+    sh(host, &format!("dd if={path} of=/dev/null bs=4096 count=1 iflag=direct"))?;
+    moves_around(cluster, log, prover, VIRTLOCKD)?;
+    let seen = capture.end().map_err(said)?;
+    log.say(format!("{seen:?}"));
+    ensure(seen.in_nfs > 0 && seen.missed == 0, || format!("it did not look well: {seen:?}"))?;
+    ensure(seen.elsewhere_bytes > 4 << 20, || format!("no memory crossed: {seen:?}"))?;
+    ensure(seen.elsewhere == 0, || format!("memory crossed in clear: {seen:?}"))?;
+    stage.ends_without_a_shot()
 }
 
 /// Its only QEMU is on this host, which holds its lock.

@@ -9,34 +9,51 @@ use stockade_e2e::lab::cases::{
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
+use super::power_cut::Failover;
 use super::{by_hand, power_cut};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
 
 /// The guest on what s1 serves, read there.
-pub const PROVER: Prover<'_> =
-    Prover { name: "prover", reader: "s1", file: "/srv/vms/default/prover.raw", storage: "vms" };
+pub const PROVER: Prover<'_> = Prover {
+    name: "prover",
+    reader: "s1",
+    file: "/srv/vms/default/prover.raw",
+    at: 0,
+    storage: "vms",
+};
 
 pub const CASES: [Case; 3] = [
     ("one_apply_mounts_the_export_of_a_host_on_three_and_a_vm_runs_there_under_a_lock", from_bare),
     ("without_agent_and_hook_a_second_start_by_hand_is_refused_by_the_lock", second_start),
     ("a_host_without_power_is_denied_its_locks_broken_and_its_guest_writes_elsewhere", power_cut),
 ];
+pub const WORD: Case =
+    ("after_a_persons_word_the_locks_are_free_and_the_start_is_issued_within_5_seconds", by_word);
 pub const MARKER: Case =
     ("a_storage_of_another_cluster_is_refused_and_nothing_is_written_there", foreign_marker);
 
-fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
+/// Applies the example, and waits until all three hosts have its storage.
+fn declared(cluster: &Cluster) -> Outcome {
     without_vms(cluster)?;
-    let server = machine(cluster, "s1")?;
-    sh(server, "install -d /srv/vms")?;
+    sh(machine(cluster, "s1")?, "install -d /srv/vms")?;
     hosts_declared(cluster, EXAMPLE)?;
+    mounted(cluster)
+}
+
+fn mounted(cluster: &Cluster) -> Outcome {
     let ready = until("the storage is mounted on three hosts", LIMIT, || {
         let storage = object(cluster, &["sst", "vms"])?;
         let (status, message) = condition(&storage, "Ready");
         let all = status == "True" && storage["status"]["readyHosts"] == 3;
         if all { Ok(()) } else { Err(message.to_owned()) }
     });
-    ready.map_err(said)?;
+    ready.map_err(said)
+}
+
+fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
+    let server = machine(cluster, "s1")?;
+    declared(cluster)?;
     log.say("mounted on three hosts");
     let versions = sh(server, "cat /proc/fs/nfsd/versions")?;
     ensure(versions.contains("-3 ") && versions.contains("+4.2"), || versions.clone())?;
@@ -127,8 +144,8 @@ fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
 /// From the proof to both: the locks are free, and the start elsewhere is issued.
 const AFTER_PROOF: Duration = Duration::from_secs(5);
 
-fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
-    let over = power_cut::power_cut(cluster, log, PROVER)?;
+/// Both came soon after the proof.
+fn at_once(over: &Failover<'_>) -> Outcome {
     for (what, at) in [("the locks are free", over.lock_free), ("the start is issued", over.issued)]
     {
         let after = at.saturating_duration_since(over.proof);
@@ -136,6 +153,12 @@ fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
             format!("{what} {:.1} s after the proof", after.as_secs_f64())
         })?;
     }
+    Ok(())
+}
+
+fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
+    let over = power_cut::power_cut(cluster, log, PROVER)?;
+    at_once(&over)?;
     let exported = || sh(machine(cluster, "s1")?, "cat /etc/exports.d/stockade.exports");
     let entry = format!("{}(", over.dead.address());
     let exports = exported()?;
@@ -143,4 +166,13 @@ fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
     comes_back(cluster, over.dead, &over.boot)?;
     let exports = exported()?;
     ensure(exports.contains(&entry), || format!("its next boot is not admitted: {exports}"))
+}
+
+fn by_word(cluster: &Cluster, log: &Log) -> Outcome {
+    declared(cluster)?;
+    let host = PROVER.start(cluster)?;
+    log.say(format!("prover runs on {host}, and writes"));
+    let over = power_cut::by_word(cluster, log, PROVER)?;
+    at_once(&over)?;
+    comes_back(cluster, over.dead, &over.boot)
 }

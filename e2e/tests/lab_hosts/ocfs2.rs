@@ -1,18 +1,44 @@
-//! OCFS2 under o2cb on a device that a host of ours gives by iSCSI.
+//! OCFS2 under o2cb on a device that a host of ours gives by iSCSI, with sanlock's leases on it.
+
+use std::time::Instant;
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, all_ready, apply, boot, comes_back, condition, ensure,
-    hosts_declared, machine, object, runs, said, sh, without_vms,
+    Case, HOSTS, LIMIT, Outcome, Prover, Witness, all_ready, apply, boot, comes_back, condition,
+    ensure, hosts_declared, kubectl, machine, object, runs, said, sh, without_vms,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
+use super::power_cut::power_cut;
+use super::{moves, sanlock, watchdog};
+
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/iscsi-ocfs2-ha");
 const MOUNT: &str = "/srv/stockade/san";
 
-pub const CASES: [Case; 3] = [
-    ("one_apply_makes_ocfs2_on_a_blank_iscsi_device_and_a_vm_runs_there", from_bare),
+/// The file that s1 gives as a device.
+const LUN: &str = "/srv/luns/san";
+
+const FROM_BARE: Case =
+    ("one_apply_makes_ocfs2_on_a_blank_iscsi_device_and_a_vm_runs_there_under_a_lease", from_bare);
+const SECOND_START: Case =
+    ("on_ocfs2_without_agent_and_hook_a_second_start_by_hand_is_refused_by_sanlock", second_start);
+const MOVES: Case =
+    ("a_guest_on_ocfs2_moves_four_times_never_boots_and_its_lease_goes_with_it", four_moves);
+const POWER_CUT: Case = (
+    "after_a_power_cut_the_survivors_have_ocfs2_and_its_guest_writes_there_once_the_lease_is_over",
+    dies,
+);
+const PATH_CUT: Case = (
+    "a_host_that_loses_its_iscsi_path_is_reset_and_nothing_of_its_guest_is_written_after_the_next",
+    path_cut,
+);
+pub const CASES: [Case; 7] = [
+    FROM_BARE,
     ("a_device_with_data_is_not_made_a_file_system_and_nothing_is_written_there", not_blank),
+    SECOND_START,
+    MOVES,
+    POWER_CUT,
+    PATH_CUT,
     ("after_a_cold_reboot_a_host_mounts_ocfs2_again_by_itself", cold_reboot),
 ];
 
@@ -48,14 +74,14 @@ fn ready(cluster: &Cluster) -> Outcome {
 }
 
 /// What one host writes the others read.
-fn shared(cluster: &Cluster) -> Outcome {
-    for writer in HOSTS {
+fn shared(cluster: &Cluster, hosts: &[&str]) -> Outcome {
+    for writer in hosts {
         let script = format!("echo {writer} >{MOUNT}/said-by-{writer}");
         sh(machine(cluster, writer)?, &script)?;
-        for reader in HOSTS {
+        for reader in hosts {
             let script = format!("cat {MOUNT}/said-by-{writer}");
             let read = sh(machine(cluster, reader)?, &script)?;
-            ensure(read.trim() == writer, || format!("{reader} reads {read:?} of {writer}"))?;
+            ensure(read.trim() == *writer, || format!("{reader} reads {read:?} of {writer}"))?;
         }
     }
     Ok(())
@@ -68,11 +94,14 @@ fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
     hosts_declared(cluster, EXAMPLE)?;
     ready(cluster)?;
     log.say("OCFS2 is mounted on three hosts");
-    shared(cluster)?;
+    shared(cluster, &HOSTS)?;
     let targets = sh(machine(cluster, "s1")?, "tgtadm --lld iscsi --op show --mode target")?;
     ensure(targets.contains("10.78.0.1") && !targets.contains("ALL"), || targets.clone())?;
+    sanlock::ready(cluster, MOUNT)?;
+    log.say("three hosts have joined the lockspace");
     let host = runs(cluster, "clustered", "")?;
     log.say(format!("clustered runs on {host}"));
+    sanlock::leased(cluster, &host)?;
     let disk =
         sh(machine(cluster, &host)?, &format!("stat -c %s {MOUNT}/default/clustered-root.raw"))?;
     ensure(disk.trim() == "16777216", || format!("its disk has {disk} bytes"))
@@ -106,8 +135,93 @@ fn not_blank(cluster: &Cluster, _log: &Log) -> Outcome {
     refused.map_err(said)?;
     let after = sh(server, sum)?;
     ensure(before == after, || "it was written to".to_owned())?;
-    let deleted = cluster.plane().kubectl(&["delete", "sst", "data", "--wait=false"]);
-    deleted.map(drop).map_err(|error| error.to_string())
+    kubectl(cluster, &["delete", "sst", "data", "--wait=false"]).map(drop)
+}
+
+/// The guest whose disk is looked at on s1, below OCFS2: no host has to answer for it.
+fn prover(cluster: &Cluster) -> Result<Prover<'static>, String> {
+    // Its data stay in the place that they are first given.
+    let script = format!("sync; filefrag -v -b1 {MOUNT}/default/prover.raw");
+    let shown = sh(machine(cluster, "h1")?, &script)?;
+    let first = shown.lines().find_map(|line| line.trim().strip_prefix("0:"));
+    let place = first.and_then(|line| line.split(':').nth(1));
+    let at = place.and_then(|place| place.split("..").next()?.trim().parse().ok());
+    let at = at.ok_or_else(|| format!("its place is not shown: {shown}"))?;
+    Ok(Prover { name: "prover", reader: "s1", file: LUN, at, storage: "san" })
+}
+
+/// Declares the guest, and waits until it writes; gives its host.
+fn prover_runs(cluster: &Cluster) -> Result<(Prover<'static>, String), String> {
+    let path = format!("{MOUNT}/default/prover.raw");
+    machine(cluster, "h1")?.write(&path, &Prover::disk()).map_err(said)?;
+    let prover = prover(cluster)?;
+    prover.declare_vm(cluster)?;
+    let host = runs(cluster, prover.name, "")?;
+    prover.writes(cluster, 1)?;
+    Ok((prover, host))
+}
+
+fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
+    let (prover, host) = prover_runs(cluster)?;
+    log.say(format!("prover runs on {host}, and writes at {} of {LUN}", prover.at));
+    sanlock::refused_by_hand(cluster, log, prover, &host)
+}
+
+fn four_moves(cluster: &Cluster, log: &Log) -> Outcome {
+    let prover = prover(cluster)?;
+    let witness = Witness::start(cluster, &[prover])?;
+    moves::moves_around(cluster, log, prover, sanlock::LEASES)?;
+    witness.is_content(cluster)
+}
+
+fn dies(cluster: &Cluster, log: &Log) -> Outcome {
+    let prover = prover(cluster)?;
+    let witness = Witness::start(cluster, &[prover])?;
+    let over = power_cut(cluster, log, prover)?;
+    let waited = over.issued.saturating_duration_since(over.off);
+    ensure(waited >= sanlock::RELEASE, || {
+        format!("the start was issued after {} s, before the lease was over", waited.as_secs())
+    })?;
+    let left: Vec<&str> = HOSTS.into_iter().filter(|name| *name != over.dead.name()).collect();
+    shared(cluster, &left)?;
+    comes_back(cluster, over.dead, &over.boot)?;
+    ready(cluster)?;
+    sanlock::ready(cluster, MOUNT)?;
+    witness.is_content(cluster)
+}
+
+fn path_cut(cluster: &Cluster, log: &Log) -> Outcome {
+    all_ready(cluster)?;
+    let prover = prover(cluster)?;
+    let on = runs(cluster, prover.name, "")?;
+    let (_, boots) = prover.counters(cluster)?;
+    let witness = Witness::start(cluster, &[prover])?;
+    let others = HOSTS.into_iter().filter(|name| *name != on);
+    let others = others.map(|name| Ok((name, boot(cluster, name)?)));
+    let others = others.collect::<Result<Vec<_>, String>>()?;
+    let host = machine(cluster, &on)?;
+    let (before, kernels) = (boot(cluster, &on)?, watchdog::kernels(host)?);
+    let server = machine(cluster, "s1")?.address().parse().map_err(|_| "no address")?;
+    host.cut_off(server, Some(3260)).map_err(said)?;
+    let since = Instant::now();
+    log.say(format!("{on} has no path to its device"));
+    let reset = until("its own kernel has reset it", LIMIT, || {
+        if watchdog::kernels(host)? > kernels { Ok(()) } else { Err("it runs on".to_owned()) }
+    });
+    reset.map_err(said)?;
+    // The cut is over with the boot.
+    log.say(format!("{on} is reset after {:.1} s", since.elapsed().as_secs_f64()));
+    prover.writes(cluster, boots + 1)?;
+    let next = runs(cluster, prover.name, "")?;
+    log.say(format!("the guest writes on {next} after {:.1} s", since.elapsed().as_secs_f64()));
+    comes_back(cluster, host, &before)?;
+    ready(cluster)?;
+    for (name, before) in others {
+        let after = boot(cluster, name)?;
+        ensure(before == after, || format!("{name} was reset too"))?;
+    }
+    prover.goes_on(cluster)?;
+    witness.is_content(cluster)
 }
 
 fn cold_reboot(cluster: &Cluster, log: &Log) -> Outcome {
@@ -121,7 +235,7 @@ fn cold_reboot(cluster: &Cluster, log: &Log) -> Outcome {
     comes_back(cluster, host, &boot)?;
     ready(cluster)?;
     log.say(format!("{other} is back with OCFS2"));
-    shared(cluster)?;
+    shared(cluster, &HOSTS)?;
     let still = runs(cluster, "clustered", "")?;
     ensure(still == on, || format!("the guest went from {on} to {still}"))
 }

@@ -1,10 +1,10 @@
-//! sanlock's leases on NFS, guarded by each host's watchdog.
+//! sanlock's leases, guarded by each host's watchdog; here on NFS.
 
 use std::time::Duration;
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, comes_back, condition, ensure, hosts_declared, machine, object,
-    runs, said, sh, without_vms,
+    Case, HOSTS, LIMIT, Outcome, Prover, comes_back, condition, ensure, hosts_declared, machine,
+    object, runs, said, sh, without_vms,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
@@ -13,8 +13,9 @@ use super::nfs::PROVER;
 use super::{by_hand, power_cut};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs-sanlock");
+const MOUNT: &str = "/srv/stockade/vms";
 /// sanlock's formula: 8 · 10 s, and 60 s of the watchdog.
-const RELEASE: Duration = Duration::from_secs(140);
+pub const RELEASE: Duration = Duration::from_secs(140);
 
 pub const CASES: [Case; 3] = [
     ("one_apply_leases_each_disk_by_a_host_id_of_its_own_under_a_watchdog", from_bare),
@@ -22,8 +23,13 @@ pub const CASES: [Case; 3] = [
     ("after_a_power_cut_a_start_waits_for_sanlocks_formula_and_the_host_joins_again", power_cut),
 ];
 
-/// Waits until the lock manager serves all three hosts, each by an id of its own.
-fn ready(cluster: &Cluster) -> Outcome {
+/// Shell that counts the leases that a host holds for the VM that `$vm` names.
+pub const LEASES: &str = r#"pid=$(cat /run/libvirt/qemu/default.$vm.pid 2>/dev/null || echo none)
+sanlock client status | grep -c "^r __LIBVIRT__DISKS__:.* p $pid$""#;
+
+/// Waits until the lock manager `leases` serves all three hosts on the storage that is mounted
+/// there, each by an id of its own.
+pub fn ready(cluster: &Cluster, mount: &str) -> Outcome {
     let ready = until("three hosts have joined the lockspace", LIMIT, || {
         let manager = object(cluster, &["slm", "leases"])?;
         let (status, message) = condition(&manager, "Ready");
@@ -39,9 +45,8 @@ fn ready(cluster: &Cluster) -> Outcome {
         let id = status["hostIds"][uid.as_str().unwrap_or_default()].as_i64().unwrap_or_default();
         let host = machine(cluster, name)?;
         let held = sh(host, "sanlock client status")?;
-        let space = format!(
-            "s __LIBVIRT__DISKS__:{id}:/srv/stockade/vms/.stockade/locks/__LIBVIRT__DISKS__:0"
-        );
+        let space =
+            format!("s __LIBVIRT__DISKS__:{id}:{mount}/.stockade/locks/__LIBVIRT__DISKS__:0");
         ensure(held.lines().any(|line| line == space), || format!("{name}: {space}: {held}"))?;
         // Its watchdog is fed for as long as sanlock renews, and no longer.
         let running = sh(host, "test -c /dev/watchdog; pgrep -a wdmd; pgrep -a sanlock")?;
@@ -57,10 +62,15 @@ fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
     without_vms(cluster)?;
     sh(machine(cluster, "s1")?, "install -d /srv/vms")?;
     hosts_declared(cluster, EXAMPLE)?;
-    ready(cluster)?;
+    ready(cluster, MOUNT)?;
     log.say("three hosts have joined the lockspace");
     let host = runs(cluster, "leased", "")?;
     log.say(format!("leased runs on {host}"));
+    leased(cluster, &host)
+}
+
+/// Waits until the one VM on a host shows its lease, and looks whether it is there.
+pub fn leased(cluster: &Cluster, host: &str) -> Outcome {
     let locked = until("its Domain shows its lease", LIMIT, || {
         let domains = object(cluster, &["sdom", "-n", &format!("stockade-host-{host}")])?;
         let status = &domains["items"][0]["status"];
@@ -68,16 +78,21 @@ fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
         if lease { Ok(()) } else { Err(status.to_string()) }
     });
     locked.map_err(said)?;
-    let held = sh(machine(cluster, &host)?, "sanlock client status")?;
+    let held = sh(machine(cluster, host)?, "sanlock client status")?;
     ensure(held.contains("r __LIBVIRT__DISKS__:"), || format!("no lease: {held}"))
 }
 
 fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
     let host = PROVER.start(cluster)?;
     log.say(format!("prover runs on {host}, and writes"));
-    let holder = sh(machine(cluster, &host)?, "sanlock client status")?;
-    by_hand::second_start(cluster, log, PROVER, &host, |other, created| {
-        // QEMU asks for its own lock on the image before libvirt takes the leases.
+    refused_by_hand(cluster, log, PROVER, &host)
+}
+
+/// The guest on this host can't be started by hand on another one.
+pub fn refused_by_hand(cluster: &Cluster, log: &Log, prover: Prover<'_>, host: &str) -> Outcome {
+    let holder = sh(machine(cluster, host)?, "sanlock client status")?;
+    by_hand::second_start(cluster, log, prover, host, |other, created| {
+        // On NFS QEMU asks for its own lock on the image before libvirt takes the leases.
         ensure(created.contains("lock"), || format!("no lock refused it: {created}"))?;
         let leases: Vec<&str> = holder.lines().filter_map(|line| line.strip_prefix("r ")).collect();
         ensure(!leases.is_empty(), || format!("no lease: {holder}"))?;
@@ -99,5 +114,5 @@ fn power_cut(cluster: &Cluster, log: &Log) -> Outcome {
         format!("the start was issued after {} s, before the lease was over", waited.as_secs())
     })?;
     comes_back(cluster, over.dead, &over.boot)?;
-    ready(cluster)
+    ready(cluster, MOUNT)
 }

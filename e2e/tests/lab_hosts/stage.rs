@@ -14,7 +14,7 @@ use stockade_e2e::play::Log;
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
 
 const fn guest(name: &'static str, file: &'static str) -> Prover<'static> {
-    Prover { name, reader: "s1", file, storage: "vms" }
+    Prover { name, reader: "s1", file, at: 0, storage: "vms" }
 }
 
 const GUESTS: [Prover<'static>; 3] = [

@@ -68,8 +68,8 @@ fn has_its_device_again(cluster: &Cluster, host: &str) -> Outcome {
     policy(cluster, AS_BEFORE)
 }
 
-/// How often its kernel has started.
-fn kernels(host: &Machine) -> Result<usize, String> {
+/// How often a machine's kernel has started.
+pub fn kernels(host: &Machine) -> Result<usize, String> {
     let text = fs::read(host.serial_log()).map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&text).matches("Linux version").count())
 }

@@ -31,8 +31,8 @@ pub type Case = (&'static str, fn(&Cluster, &Log) -> Outcome);
 pub struct Part {
     /// By what it is asked for.
     pub name: &'static str,
-    /// It is of the selection that every change is tried by.
-    pub selected: bool,
+    /// How many of the first cases are of the selection that every change is tried by.
+    pub selected: usize,
     /// What it tries, in this order.
     pub cases: &'static [Case],
 }
@@ -41,13 +41,19 @@ impl Part {
     /// A part that runs where all of them do.
     #[must_use]
     pub const fn new(name: &'static str, cases: &'static [Case]) -> Self {
-        Self { name, selected: false, cases }
+        Self { name, selected: 0, cases }
     }
 
     /// A part of the selection.
     #[must_use]
     pub const fn selected(name: &'static str, cases: &'static [Case]) -> Self {
-        Self { name, selected: true, cases }
+        Self { name, selected: cases.len(), cases }
+    }
+
+    /// A part whose first cases, so many, are of the selection.
+    #[must_use]
+    pub const fn begun(name: &'static str, selected: usize, cases: &'static [Case]) -> Self {
+        Self { name, selected, cases }
     }
 }
 
@@ -57,10 +63,15 @@ fn wanted(parts: &[Part], words: &[String]) -> Vec<Part> {
     let all = words.iter().any(|word| word == "--all");
     let names: Vec<_> = words.iter().filter(|word| !word.starts_with('-')).collect();
     let named = |part: &Part| names.iter().any(|name| **name == part.name);
-    let takes = |part: &&Part| {
-        if names.is_empty() { all || part.selected } else { named(part) }
+    let taken = |part: &Part| {
+        let count = match (names.is_empty(), all) {
+            (false, _) if !named(part) => 0,
+            (true, false) => part.selected,
+            _ => part.cases.len(),
+        };
+        Part { cases: &part.cases[..count], ..*part }
     };
-    parts.iter().filter(takes).copied().collect()
+    parts.iter().map(taken).filter(|part| !part.cases.is_empty()).collect()
 }
 
 /// Runs the parts that the command line asks for on one lab: part names, `--all`, or nothing for

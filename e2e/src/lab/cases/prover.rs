@@ -11,8 +11,10 @@ pub struct Prover<'a> {
     pub name: &'a str,
     /// The machine that reads the disk.
     pub reader: &'a str,
-    /// The file there.
+    /// The file there, or a device.
     pub file: &'a str,
+    /// Where in it the disk begins, in bytes.
+    pub at: u64,
     /// The SharedStorage.
     pub storage: &'a str,
 }
@@ -34,16 +36,31 @@ impl Prover<'_> {
     /// # Errors
     /// What could not be written or applied.
     pub fn declare(&self, cluster: &Cluster) -> Outcome {
-        let size = usize::try_from(GUEST_DISK_BYTES).map_err(|error| error.to_string())?;
+        machine(cluster, self.reader)?.write(self.file, &Self::disk()).map_err(said)?;
+        self.declare_vm(cluster)
+    }
+
+    /// What its disk holds before it first boots.
+    #[must_use]
+    pub fn disk() -> Vec<u8> {
         let mut disk = slow_boot_sector().to_vec();
-        disk.resize(size, 0);
-        machine(cluster, self.reader)?.write(self.file, &disk).map_err(said)?;
+        disk.resize(usize::try_from(GUEST_DISK_BYTES).unwrap_or_default(), 0);
+        disk
+    }
+
+    /// Declares it over a disk that is there. An emulated host may take half a minute for the first
+    /// byte of a move.
+    ///
+    /// # Errors
+    /// kubectl's words.
+    pub fn declare_vm(&self, cluster: &Cluster) -> Outcome {
         let Self { name, storage, .. } = self;
         apply(
             cluster,
             &format!(
                 "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
                  metadata: {{name: {name}, namespace: default}}\nspec:\n  memory: 64Mi\n  \
+                 migration: {{progressSeconds: 300}}\n  \
                  disks:\n  - {{name: root, storage: {storage}, format: raw, \
                  existing: {{path: {name}.raw}}}}\n"
             ),
@@ -57,8 +74,9 @@ impl Prover<'_> {
     pub fn counters(&self, cluster: &Cluster) -> Result<(u64, u64), String> {
         // Past the reader's own cache.
         let script = format!(
-            "dd if={} bs=4096 count=1 iflag=direct 2>/dev/null | od -An -t u8 -j 512 -N 16",
-            self.file
+            "dd if={} bs=4096 count=1 skip={} iflag=direct,skip_bytes 2>/dev/null | \
+             od -An -t u8 -j 512 -N 16",
+            self.file, self.at
         );
         let text = sh(machine(cluster, self.reader)?, &script)?;
         let mut numbers = text.split_whitespace().filter_map(|word| word.parse().ok());

@@ -14,20 +14,21 @@ const LOOK: &str = r#"
 $| = 1;
 my (%file, %seen, $looks);
 while (1) {
-    for my $path (@ARGV) {
+    for my $disk (@ARGV) {
+        my ($path, $at) = $disk =~ /^(.*)@(\d+)$/;
         unless ($file{$path}) {
             open(my $new, "<:unix", $path) or next;
             $file{$path} = $new;
         }
-        sysseek($file{$path}, 512, 0);
+        sysseek($file{$path}, $at + 512, 0);
         (sysread($file{$path}, my $bytes, 16) // 0) == 16 or next;
         my ($ticks, $boots) = unpack("Q<2", $bytes);
-        if (my $old = $seen{$path}) {
+        if (my $old = $seen{$disk}) {
             my ($past, $before) = @$old;
-            print "WRONG $path from $past in boot $before to $ticks in boot $boots\n"
+            print "WRONG $disk from $past in boot $before to $ticks in boot $boots\n"
                 if $boots < $before or $boots == $before && $ticks < $past;
         }
-        $seen{$path} = [$ticks, $boots];
+        $seen{$disk} = [$ticks, $boots];
     }
     print "looks ", $looks, "\n" if ++$looks % 100 == 0;
     select(undef, undef, undef, 0.03);
@@ -48,13 +49,14 @@ impl Witness {
     /// It can't be started.
     pub fn start(cluster: &Cluster, provers: &[Prover<'static>]) -> Result<Self, String> {
         let reader = provers.first().map(|prover| prover.reader).unwrap_or_default();
-        let files: Vec<&str> = provers.iter().map(|prover| prover.file).collect();
+        let disks: Vec<String> =
+            provers.iter().map(|prover| format!("{}@{}", prover.file, prover.at)).collect();
         let server = machine(cluster, reader)?;
         server.write("/root/witness.pl", LOOK.as_bytes()).map_err(super::said)?;
         let script = format!(
             "systemctl stop witness 2>/dev/null; rm -f {SEEN}; systemd-run -q --unit witness \
              --property StandardOutput=file:{SEEN} perl /root/witness.pl {}",
-            files.join(" ")
+            disks.join(" ")
         );
         sh(server, &script)?;
         Ok(Self { reader })
