@@ -13,6 +13,8 @@ use crate::scenario::{Scenario, ScenarioError, parse};
 const FIRST: u64 = 20;
 /// No fault begins after this.
 const LAST: u64 = 260;
+/// Seeds from here on are heavy with moves between hosts.
+pub const MOVES: u64 = 1_000_000;
 /// Everything is mended here, seconds: no fault lasts longer.
 pub const MENDED: u64 = 320;
 /// What is wanted must run by then: boots, readings of a dead host's power, the lease time of a
@@ -48,8 +50,13 @@ pub fn text(seed: u64) -> String {
     let mut draw = Draw { rng, hosts, vms, steps: Vec::new() };
     let mut out = format!("name: random {seed}\n");
     draw.setting(&mut out);
-    for _ in 0..draw.rng.between(3, 8) {
+    let moves = seed >= MOVES;
+    let faults = if moves { draw.rng.between(0, 3) } else { draw.rng.between(3, 8) };
+    for _ in 0..faults {
         draw.fault();
+    }
+    for _ in 0..if moves { draw.rng.between(4, 8) } else { 0 } {
+        draw.a_move();
     }
     draw.mend();
     if seed.is_multiple_of(10) {
@@ -251,6 +258,46 @@ impl Draw {
         };
         self.step((at + 1).min(MENDED - 1), meets);
         self.step(end, format!("do: mend, op: {op}, vm: {vm}"));
+    }
+
+    /// A move, mostly live; most of them fail somewhere, or meet something while they are under way.
+    fn a_move(&mut self) {
+        let at = self.rng.between(FIRST, LAST - 60);
+        let end = (at + self.rng.between(10, 100)).min(MENDED - 1);
+        let (vm, to, host) = (self.vm(), self.host(), self.host());
+        if self.rng.chance(0.6) {
+            let stage = ["before", "copying", "switched", "switched"][self.rng.index(4)];
+            let how = ["error", "hang", "unknown", "lost", "stuck"];
+            let known = if stage == "switched" { how.len() } else { 3 };
+            let how = how[self.rng.index(known)];
+            self.step(
+                at - 1,
+                format!("do: fail, op: migrate, vm: {vm}, stage: {stage}, as: {how}"),
+            );
+        }
+        let live = if self.rng.chance(0.1) { ", live: false" } else { "" };
+        self.step(at, format!("do: migrate, vm: {vm}, to: {to}{live}"));
+        // A live copy takes five seconds: in it, or soon after.
+        let then = at + self.rng.between(0, 9);
+        match self.rng.below(12) {
+            0 => {
+                self.step(then, format!("do: power-off, host: {host}"));
+                self.step(end, format!("do: power-on, host: {host}"));
+            }
+            1 => self.step(then, format!("do: reset, host: {host}")),
+            2 => self.step(then, format!("do: restart-libvirt, host: {host}, for: 2")),
+            3 => self.step(then, format!("do: crash-agent, host: {host}, for: {}", end - at)),
+            4 => self.step(then, format!("do: pause-agent, host: {host}, for: {}", end - at)),
+            5 | 6 => {
+                let paths = ["api", "migration", "storage", "api, storage"][self.rng.index(4)];
+                self.step(then, format!("do: isolate, host: {host}, paths: [{paths}]"));
+                self.step(end, format!("do: heal, host: {host}, paths: [{paths}]"));
+            }
+            7 => self.step(then, format!("do: abort, vm: {vm}")),
+            8 => self.step(then, format!("do: kill-qemu, vm: {vm}")),
+            9 => self.step(then, "do: controller, is: crash"),
+            _ => {}
+        }
     }
 
     /// A VM that comes with a disk of its own, and takes it along when it is deleted. Its times have

@@ -6,5 +6,5 @@ mod shrink;
 #[cfg(test)]
 mod tests;
 
-pub use generate::{MENDED, scenario};
+pub use generate::{MENDED, MOVES, scenario};
 pub use shrink::{Symptom, shrink};
