@@ -472,6 +472,7 @@ impl Loop {
                 match live.get(uid) {
                     Some(domain) => {
                         memory.missing_since = None;
+                        memory.listed |= domain.epoch == memory.first_seen.0;
                         if domain.state == LiveState::Switched {
                             memory.whole_since.get_or_insert(now);
                         }

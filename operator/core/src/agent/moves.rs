@@ -17,7 +17,7 @@ use stockade_crds::v1alpha1::{
 
 use super::decide::{HostAction, START_WAIT};
 use super::observed::{Live, Observed, VmMemory};
-use super::types::{JournalVm, LiveState};
+use super::types::{JournalVm, LiveState, Presence};
 
 /// A copy that has not got on for so long is called off, in milliseconds, if its order says nothing.
 pub const STALLED: u64 = 30_000;
@@ -352,6 +352,10 @@ fn source_state(
     }
 }
 
+fn is_gone(live: Live<'_>, memory: &VmMemory) -> bool {
+    live == Live::Absent && memory.presence == Presence::Gone
+}
+
 fn target_state(
     order: &DomainSpec,
     j: &JournalVm,
@@ -371,7 +375,8 @@ fn target_state(
             LiveState::Incoming | LiveState::Paused => (MigrationState::Ready, String::new()),
             LiveState::Dying => (MigrationState::Failed, "its copy here is ending".to_owned()),
         },
-        _ if memory.stopped.is_some() => {
+        // What the hypervisor's daemon ended with was not told if it was away itself.
+        _ if memory.stopped.is_some() || (memory.listed && is_gone(live, memory)) => {
             (MigrationState::Failed, "its copy here is gone".to_owned())
         }
         _ if memory.busy.is_some() => return None,

@@ -69,6 +69,16 @@ fn a_target_gets_ready_and_its_hook_stays_open_until_it_is_told_otherwise() {
 }
 
 #[test]
+fn a_target_whose_copy_came_and_is_gone_says_so_though_nobody_told() {
+    let mut o = world(Some(target(MigrationStep::Prepare)), Some(taken_in()), None);
+    let memory = o.memory.entry(UID.to_owned()).or_default();
+    memory.presence = Presence::Gone;
+    assert_eq!(state(&o, 0), Some(MigrationState::Ready), "it has not come yet");
+    o.memory.entry(UID.to_owned()).or_default().listed = true;
+    assert_eq!(state(&o, 0), Some(MigrationState::Failed));
+}
+
+#[test]
 fn a_target_that_is_called_off_closes_kills_and_becomes_void_unless_it_runs() {
     let spec = target(MigrationStep::Abort);
     let here = |s| Some(live(E, s));

@@ -52,6 +52,8 @@ pub struct VmMemory {
     pub presence: Presence,
     /// Why it ended, as the hypervisor said.
     pub stopped: Option<StopReason>,
+    /// A list had the process of the order's epoch.
+    pub listed: bool,
     /// Since when every list lacked it.
     pub missing_since: Option<u64>,
     /// When the order's epoch was first seen, and which.
@@ -101,6 +103,7 @@ impl Default for VmMemory {
             retry_at: 0,
             presence: Presence::Unknown,
             stopped: None,
+            listed: false,
             missing_since: None,
             first_seen: (0, 0),
             shutdown_asked: None,

@@ -308,7 +308,10 @@ impl World {
                         matches!(q.state, QemuState::Incoming | QemuState::Switched)
                     })
             };
-            let other = self.machines.values().find(waits);
+            // Of a host that runs a later boot the server has dropped them, or is about to.
+            let later = |m: &Machine| m.kernel == Kernel::Up && m.boot_id != boot_id;
+            let over = self.machines.get(host).is_some_and(later);
+            let other = self.machines.values().find(|m| !over && waits(m));
             let excused = excused || other.is_some_and(|m| self.untrue(&m.name, &m.boot_id));
             let broken = other.map(|other| {
                 let vm = self.vm_names.get(uid).cloned().unwrap_or_default();
