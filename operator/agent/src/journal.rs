@@ -74,6 +74,19 @@ impl Journal {
         noted.or_else(|| locked(&self.state).as_ref()?.lineage.clone())
     }
 
+    /// As [`update`](Self::update), of what nothing speaks against.
+    pub(crate) async fn set(
+        &self,
+        uid: &str,
+        change: impl FnOnce(&mut JournalVm),
+    ) -> Result<(), String> {
+        let change = |vm: &mut JournalVm| {
+            change(vm);
+            Ok(())
+        };
+        self.update(uid, change).await
+    }
+
     /// Changes what is remembered of one VM; returns once that is on the disk.
     pub(crate) async fn update(
         &self,

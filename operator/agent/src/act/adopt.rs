@@ -66,10 +66,9 @@ pub(super) async fn adopt(
         }
         context
             .journal
-            .update(uid, |vm| {
+            .set(uid, |vm| {
                 vm.launched = true;
                 vm.returned = true;
-                Ok(())
             })
             .await?;
     }

@@ -67,24 +67,8 @@ async fn perform(
             None => Ok(()),
         },
         HostAction::Note { epoch } => note(context, uid, *epoch, order).await,
-        HostAction::Close => {
-            context
-                .journal
-                .update(uid, |vm| {
-                    vm.open = false;
-                    Ok(())
-                })
-                .await
-        }
-        HostAction::Settle => {
-            context
-                .journal
-                .update(uid, |vm| {
-                    vm.returned = true;
-                    Ok(())
-                })
-                .await
-        }
+        HostAction::Close => context.journal.set(uid, |vm| vm.open = false).await,
+        HostAction::Settle => context.journal.set(uid, |vm| vm.returned = true).await,
         HostAction::Shutdown => {
             timed("shutdown", uid, CALL_SECONDS, hypervisor.shutdown(uid)).await.map_err(text)
         }
@@ -104,13 +88,7 @@ async fn perform(
         HostAction::Reset { id } => {
             // At most once: remembered before it is done.
             let id = id.clone();
-            context
-                .journal
-                .update(uid, |vm| {
-                    vm.reset = Some(id);
-                    Ok(())
-                })
-                .await?;
+            context.journal.set(uid, |vm| vm.reset = Some(id)).await?;
             timed("reset", uid, CALL_SECONDS, hypervisor.reset(uid)).await.map_err(text)
         }
         HostAction::Resize { cores, memory_mib } => {
@@ -122,13 +100,8 @@ async fn perform(
         HostAction::Grow { path, bytes } => {
             let call = hypervisor.resize_disk(uid, path, *bytes);
             timed("grow disk", path, CALL_SECONDS, call).await.map_err(text)?;
-            context
-                .journal
-                .update(uid, |vm| {
-                    vm.sizes.insert(path.clone(), *bytes);
-                    Ok(())
-                })
-                .await
+            let size = [(path.clone(), *bytes)];
+            context.journal.set(uid, |vm| vm.sizes.extend(size)).await
         }
         HostAction::Release { epoch, end, history } => {
             let moving = context.journal.vm(uid).and_then(|vm| vm.moving);
@@ -148,10 +121,9 @@ async fn perform(
         HostAction::Arrived => {
             context
                 .journal
-                .update(uid, |vm| {
+                .set(uid, |vm| {
                     vm.incoming = false;
                     vm.returned = true;
-                    Ok(())
                 })
                 .await
         }

@@ -66,14 +66,8 @@ async fn ready(context: &Context, order: &Order, done: &mut Done) -> Result<(), 
         return Err(Stop::Never(End::Void, start::BEATS_AGAIN.into()));
     }
     // From here on it may come in.
-    context
-        .journal
-        .update(uid, |vm| {
-            vm.launched = true;
-            Ok(())
-        })
-        .await
-        .map_err(Stop::Later)?;
+    let launched = context.journal.set(uid, |vm| vm.launched = true);
+    launched.await.map_err(Stop::Later)?;
     let call = context.ports.hypervisor.prepare_incoming(&fresh);
     let Err(error) = timed("prepare", uid, PREPARE_SECONDS, call).await else { return Ok(()) };
     if error.is_unknown() {
@@ -81,11 +75,10 @@ async fn ready(context: &Context, order: &Order, done: &mut Done) -> Result<(), 
     }
     context
         .journal
-        .update(uid, |vm| {
+        .set(uid, |vm| {
             vm.open = false;
             vm.returned = true;
             vm.end = Some(End::Void);
-            Ok(())
         })
         .await
         .map_err(Stop::Unknown)?;

@@ -134,12 +134,11 @@ async fn void_record(
 async fn mark(context: &Context, uid: &str, epoch: i64) -> Result<(), String> {
     context
         .journal
-        .update(uid, |vm| {
+        .set(uid, |vm| {
             if vm.epoch == epoch {
                 vm.released = true;
                 vm.open = false;
             }
-            Ok(())
         })
         .await
 }

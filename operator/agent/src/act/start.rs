@@ -117,14 +117,8 @@ async fn attempt(context: &Context, order: &Order, done: &mut Done) -> Result<()
     }
     bury(context, &verdicts).await?;
     if guards.journal_first {
-        context
-            .journal
-            .update(uid, |vm| {
-                vm.launched = true;
-                Ok(())
-            })
-            .await
-            .map_err(Stop::Later)?;
+        let launched = context.journal.set(uid, |vm| vm.launched = true);
+        launched.await.map_err(Stop::Later)?;
     }
     launch(context, &fresh, done).await?;
     tidy(context, spec, &verdicts).await;
@@ -319,12 +313,12 @@ async fn launch(context: &Context, spec: &DomainSpec, done: &mut Done) -> Result
     // From here on the hook refuses whatever is late.
     let closed = context
         .journal
-        .update(uid, |vm| {
+        .set(uid, |vm| {
+            // It says so already, unless a test drops `journal_first`.
             vm.launched = true;
             vm.open = false;
             vm.returned = returned;
             vm.end = end;
-            Ok(())
         })
         .await;
     match result {
