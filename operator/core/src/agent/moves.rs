@@ -372,6 +372,10 @@ fn target_state(
         Live::Present(d) if d.epoch == order.epoch => match d.state {
             LiveState::Running if memory.arrival.is_some() => (MigrationState::Done, String::new()),
             LiveState::Running | LiveState::Switched => (MigrationState::Switched, String::new()),
+            // After the swap it has everything: it is listed so in the middle of its resume.
+            LiveState::Paused if target_order(order).is_none() => {
+                (MigrationState::Switched, String::new())
+            }
             LiveState::Incoming | LiveState::Paused => (MigrationState::Ready, String::new()),
             LiveState::Dying => (MigrationState::Failed, "its copy here is ending".to_owned()),
         },

@@ -192,6 +192,15 @@ fn a_move_is_over_once_its_target_knows_what_it_took_though_the_swap_ended_its_o
 }
 
 #[test]
+fn a_target_that_is_caught_in_the_middle_of_its_resume_has_all_of_the_vm_still() {
+    let swapped = DomainSpec { migration: None, ..target(MigrationStep::Commit) };
+    let closed = JournalVm { open: false, ..taken_in() };
+    let mut o = world(Some(swapped), Some(closed), Some(live(E, LiveState::Paused)));
+    o.memory.entry(UID.into()).or_default().came = Some("m1".into());
+    assert_eq!(state(&o, 0), Some(MigrationState::Switched));
+}
+
+#[test]
 fn how_far_a_copy_is_is_told_every_two_seconds_at_most_and_only_if_it_got_on() {
     let at = |percent: i32| MigrationProgress {
         percent,
