@@ -195,6 +195,8 @@ pub enum MigrationStep {
     Prepare,
     /// The source copies.
     Copy,
+    /// The source has left: a target that has no copy lost it.
+    Left,
     /// The compare-and-swap on the VM's epoch was done: only the target may run.
     Commit,
     /// The move is called off: only the source may run.

@@ -30,6 +30,8 @@ pub(crate) struct Look {
     pub(crate) moving: Vec<String>,
     /// VMs that come in by a move, of which is not known yet what it took.
     pub(crate) arriving: Vec<String>,
+    /// Epochs whose copy must have come in before the look began, by VM uid.
+    pub(crate) came_in: BTreeMap<String, i64>,
 }
 
 /// What came of the last look at the lock manager.
@@ -68,12 +70,14 @@ pub(crate) struct Seen {
     pub(crate) jobs: BTreeMap<String, Option<MigrationProgress>>,
     /// What moves took that are over and brought a VM here which runs now.
     pub(crate) arrivals: BTreeMap<String, Arrival>,
+    /// Epochs whose copy had come in before the look began, by VM uid.
+    pub(crate) came_in: BTreeMap<String, i64>,
 }
 
 /// Looks once.
 pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
     let hypervisor = &context.ports.hypervisor;
-    let mut seen = Seen { began: look.began, ..Seen::default() };
+    let mut seen = Seen { began: look.began, came_in: look.came_in, ..Seen::default() };
     // Before the list: what is listed as running after its job was over did not leave.
     for uid in &look.moving {
         match timed("read move", uid, 3, hypervisor.migration_job(uid)).await {

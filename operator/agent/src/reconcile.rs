@@ -11,7 +11,9 @@ use futures::stream::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use stockade_core::agent::decide::STORAGE_LOST;
-use stockade_core::agent::moves::{Copy, CopyEnd, Job, source_order, target_order};
+use stockade_core::agent::moves::{
+    Copy, CopyEnd, Job, must_have_come, source_order, target_order,
+};
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, self_fence, status_of};
@@ -335,6 +337,9 @@ impl Loop {
             {
                 request.arriving.push(uid.clone());
             }
+            if order.is_some_and(|known| must_have_come(&known.order.spec)) {
+                request.came_in.insert(uid.clone(), vm.epoch);
+            }
         }
         if !self.hook && self.probed_at.is_none_or(|at| now.saturating_sub(at) >= 2_000) {
             request.probe = true;
@@ -466,13 +471,15 @@ impl Loop {
             if let Some(comes) = target_order(&known.order.spec) {
                 memory.came.get_or_insert_with(|| comes.id.clone());
             }
+            let epoch = memory.first_seen.0;
+            memory.came_in |= seen.came_in.get(uid) == Some(&epoch);
         }
         if let Some(live) = &seen.live {
             for (uid, memory) in &mut self.memory {
                 match live.get(uid) {
                     Some(domain) => {
                         memory.missing_since = None;
-                        memory.listed |= domain.epoch == memory.first_seen.0;
+                        memory.came_in |= domain.epoch == memory.first_seen.0;
                         if domain.state == LiveState::Switched {
                             memory.whole_since.get_or_insert(now);
                         }

@@ -39,8 +39,11 @@ pub struct Figure {
     pub ratio: Option<f64>,
     /// What we want.
     pub goal: Option<f64>,
-    /// Whether `ours` is at most the goal.
+    /// Whether the goal is met: `ours` is at most it, or at least where more is better.
     pub met: Option<bool>,
+    /// More is better.
+    #[serde(skip)]
+    pub more_is_better: bool,
     /// Repetitions of ours.
     pub n: usize,
 }
@@ -53,7 +56,8 @@ impl Figure {
     pub fn print(mut self) -> Result<(), Error> {
         let whole = self.ours > 0.0;
         self.ratio = self.peer.filter(|_| whole).map(|peer| peer / self.ours);
-        self.met = self.goal.map(|goal| self.ours <= goal);
+        let met = |goal| if self.more_is_better { self.ours >= goal } else { self.ours <= goal };
+        self.met = self.goal.map(met);
         println!("{}", serde_json::to_string(&self)?);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::Options;
-use crate::report::{Error, Figure};
+use crate::report::{Error, Figure, quantile};
 
 /// A cluster of `hosts` hosts with ten VMs each, and a fault every ten seconds.
 fn scenario(hosts: usize, seconds: usize) -> String {
@@ -29,6 +29,9 @@ fn scenario(hosts: usize, seconds: usize) -> String {
     }
     text
 }
+
+/// Runs of each size; the median is told.
+const RUNS: usize = 3;
 
 /// Seconds that simulating `seconds` takes, beyond reaching second 0. The simulator is a program
 /// of its own: no other has its clock.
@@ -57,18 +60,18 @@ fn cost(hosts: usize, seconds: usize) -> Result<f64, Error> {
 pub fn run(_: &Options) -> Result<(), Error> {
     let rows = [
         ("4 hosts, 40 VMs, with faults", 4, 600, None),
-        // More is better: what is told is the time a simulated second takes, so that less is.
-        ("100 hosts, 1000 VMs, with faults", 100, 30, Some(0.1)),
+        ("100 hosts, 1000 VMs, with faults", 100, 60, Some(10_000.0)),
     ];
     for (figure, hosts, seconds, goal) in rows {
-        let took = cost(hosts, seconds)?;
+        let mut took = (0..RUNS).map(|_| cost(hosts, seconds)).collect::<Result<Vec<_>, _>>()?;
         Figure {
             row: "simspeed",
             figure,
-            unit: "ms of one core a simulated second",
-            ours: took * 1000.0 / seconds as f64,
+            unit: "cluster-seconds a second of one core",
+            ours: seconds as f64 / quantile(&mut took, 0.5),
             goal,
-            n: 1,
+            more_is_better: true,
+            n: RUNS,
             ..Figure::default()
         }
         .print()?;

@@ -182,6 +182,12 @@ pub fn source(
     (left && may).then_some(HostAction::Resume)
 }
 
+/// Whether an order says that the VM has left its source, so that its copy must be here.
+#[must_use]
+pub fn must_have_come(order: &DomainSpec) -> bool {
+    target_order(order).is_some_and(|m| m.step == MigrationStep::Left)
+}
+
 /// Whether the source's copy is to be left as it is: a move may be about to end.
 #[must_use]
 pub fn holds(order: &DomainSpec, j: &JournalVm) -> bool {
@@ -308,7 +314,7 @@ fn source_state(
             MigrationStep::Abort | MigrationStep::Commit => {
                 (MigrationState::Failed, text("it was called off before it began"))
             }
-            MigrationStep::Prepare | MigrationStep::Copy => (MigrationState::Ready, String::new()),
+            MigrationStep::Prepare | MigrationStep::Copy | MigrationStep::Left => (MigrationState::Ready, String::new()),
         };
     };
     if j.released || j.end.is_some() {
@@ -380,7 +386,7 @@ fn target_state(
             LiveState::Dying => (MigrationState::Failed, "its copy here is ending".to_owned()),
         },
         // What the hypervisor's daemon ended with was not told if it was away itself.
-        _ if memory.stopped.is_some() || (memory.listed && is_gone(live, memory)) => {
+        _ if memory.stopped.is_some() || (memory.came_in && is_gone(live, memory)) => {
             (MigrationState::Failed, "its copy here is gone".to_owned())
         }
         _ if memory.busy.is_some() => return None,

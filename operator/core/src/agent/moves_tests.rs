@@ -74,7 +74,7 @@ fn a_target_whose_copy_came_and_is_gone_says_so_though_nobody_told() {
     let memory = o.memory.entry(UID.to_owned()).or_default();
     memory.presence = Presence::Gone;
     assert_eq!(state(&o, 0), Some(MigrationState::Ready), "it has not come yet");
-    o.memory.entry(UID.to_owned()).or_default().listed = true;
+    o.memory.entry(UID.to_owned()).or_default().came_in = true;
     assert_eq!(state(&o, 0), Some(MigrationState::Failed));
 }
 

@@ -52,8 +52,9 @@ pub struct VmMemory {
     pub presence: Presence,
     /// Why it ended, as the hypervisor said.
     pub stopped: Option<StopReason>,
-    /// A list had the process of the order's epoch.
-    pub listed: bool,
+    /// The process of the order's epoch was here: a list had it, or it came by a move whose source has
+    /// left.
+    pub came_in: bool,
     /// Since when every list lacked it.
     pub missing_since: Option<u64>,
     /// When the order's epoch was first seen, and which.
@@ -103,7 +104,7 @@ impl Default for VmMemory {
             retry_at: 0,
             presence: Presence::Unknown,
             stopped: None,
-            listed: false,
+            came_in: false,
             missing_since: None,
             first_seen: (0, 0),
             shutdown_asked: None,

@@ -23,6 +23,8 @@ pub(crate) enum Next {
     Copy,
     /// Nothing, until a side says more.
     Wait,
+    /// The source has left, and the target has yet to say that it has the VM: it looks.
+    AskTarget,
     /// The source stops copying; it says what came of it.
     CallOffSource,
     /// The source runs on, or there is none: the target's epoch becomes void.
@@ -180,7 +182,7 @@ impl<'a> Sides<'a> {
             return match stands {
                 Some(MigrationState::Switched) => Next::Commit,
                 Some(MigrationState::Failed) => Next::CallOffTarget(self.why(off)),
-                _ => Next::Wait,
+                _ => Next::AskTarget,
             };
         }
         if !self.source.is_open() || self.source_dead {

@@ -261,7 +261,7 @@ fn under_way(
                 "Finishing",
                 format!("runs on {to}; what is left on {} ends", moving.source),
             ),
-            Some(Next::Copy | Next::Wait | Next::Commit) => report(
+            Some(Next::Copy | Next::Wait | Next::AskTarget | Next::Commit) => report(
                 migration,
                 MigrationOutcome::Pending,
                 "Copying",

@@ -209,6 +209,10 @@ fn without_a_lock_that_spans_hosts_only_a_source_that_left_commits() {
     assert_eq!(Case { spans: false, ..Case::new(copying, whole.clone()) }.next(), Next::Wait);
     let went = Case { spans: false, ..Case::new(left(End::Migrated), whole.clone()) };
     assert_eq!(went.next(), Next::Commit);
+    let waits = incoming(DomainState::Incoming, MigrationState::Ready);
+    assert_eq!(Case::new(left(End::Migrated), waits).next(), Next::AskTarget);
+    let lost = incoming(DomainState::Incoming, MigrationState::Failed);
+    assert!(called_off(&Case::new(left(End::Migrated), lost).next()));
     // It was killed: whether it ran after the switch-over can't be told.
     let killed = Case { spans: false, ..Case::new(left(End::Killed), whole) };
     assert!(called_off(&killed.next()));

@@ -59,6 +59,9 @@ pub(super) fn live_move(
         Next::Prepare => {
             decision.intents.extend(target_order(MigrationStep::Prepare).map(Intent::WriteDomain));
         }
+        Next::AskTarget => {
+            decision.intents.extend(target_order(MigrationStep::Left).map(Intent::WriteDomain));
+        }
         Next::CallOffTarget(_) => {
             decision.intents.extend(target_order(MigrationStep::Abort).map(Intent::WriteDomain));
         }

@@ -123,7 +123,7 @@ impl Loop {
                 status["message"] = json!(mark.to_string());
                 json!({ "status": status })
             }
-            _ => json!({"status": {"vms": mark}}),
+            _ => json!({"status": {"observedGeneration": mark}}),
         };
         let params = PatchParams::default();
         let patch = Patch::Merge(change);

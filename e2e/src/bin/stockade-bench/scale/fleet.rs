@@ -16,6 +16,11 @@ use stockade_sim::world::power::Build;
 
 use super::{AT_ONCE, Error, failed, rack};
 
+/// Where hosts see a storage.
+fn mount(storage: &str) -> String {
+    format!("/srv/stockade/{storage}")
+}
+
 /// The hosts, declared and built.
 pub struct Fleet {
     sim: Arc<Sim>,
@@ -42,7 +47,7 @@ impl Fleet {
                 "apiVersion": "stockade.dev/v1alpha1", "kind": "SharedStorage",
                 "metadata": {"name": name},
                 "spec": {
-                    "mountPath": format!("/srv/stockade/{name}"), "directory": {},
+                    "mountPath": mount(&name), "directory": {},
                     "hostSelector": {"rack": name},
                 },
             }))?;
@@ -75,7 +80,7 @@ impl Fleet {
         for number in 0..racks {
             let name = rack(number, racks);
             let kind = StorageKind::SharedDirectory;
-            let store = Store { name: name.clone(), kind, ..Store::default() };
+            let store = Store { name: name.clone(), kind, mount: mount(&name), ..Store::default() };
             world.stores.insert(name, store);
         }
         for name in &self.hosts {
