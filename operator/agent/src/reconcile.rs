@@ -11,9 +11,7 @@ use futures::stream::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use stockade_core::agent::decide::STORAGE_LOST;
-use stockade_core::agent::moves::{
-    Copy, CopyEnd, Job, must_have_come, source_order, target_order,
-};
+use stockade_core::agent::moves::{Copy, CopyEnd, Job, must_have_come, source_order, target_order};
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, self_fence, status_of};

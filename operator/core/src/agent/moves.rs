@@ -314,7 +314,9 @@ fn source_state(
             MigrationStep::Abort | MigrationStep::Commit => {
                 (MigrationState::Failed, text("it was called off before it began"))
             }
-            MigrationStep::Prepare | MigrationStep::Copy | MigrationStep::Left => (MigrationState::Ready, String::new()),
+            MigrationStep::Prepare | MigrationStep::Copy | MigrationStep::Left => {
+                (MigrationState::Ready, String::new())
+            }
         };
     };
     if j.released || j.end.is_some() {
