@@ -13,6 +13,7 @@ use kube::Client;
 
 use super::{Lab, LabError, Machine, step};
 use crate::control_plane::{ControlPlane, Options, SYSTEM_NAMESPACE};
+use crate::local_hosts::{ProcessId, Signal};
 use crate::play::{Program, Programs};
 
 /// A running Stockade; dropping it ends and removes all of it.
@@ -98,6 +99,18 @@ impl Cluster {
         // The one before is killed as it drops.
         *controller = next;
         Ok(())
+    }
+
+    /// Signals the controller: to stop it for a while, and to let it go on.
+    ///
+    /// # Errors
+    /// It has ended, or can't be signalled.
+    pub fn signal_controller(&self, signal: Signal) -> Result<(), LabError> {
+        let controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = i32::try_from(controller.child().id()).ok().and_then(ProcessId::of);
+        let process = process.ok_or_else(|| io::Error::other("it has ended"));
+        let failed = step("signalling the controller");
+        process.and_then(|process| process.signal(signal)).map_err(failed)
     }
 
     /// The fence devices of the lab's hypervisor hosts and their secrets, as a person would

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use stockade_e2e::lab::cases::{Case, HOSTS, LIMIT, Outcome, condition, machine, object, said, sh};
+use stockade_e2e::lab::cases::{Case, HOSTS, LIMIT, Outcome, condition, machine, object, said};
 use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::local_hosts::Signal;
 use stockade_e2e::play::Log;
 
-use super::stage::{BRAKE, LONG, Stage};
+use super::stage::{BRAKE, LONG, Stage, signal_agent};
 
 pub const NO_API: Case =
     ("a_host_cut_off_from_the_api_alone_is_isolated_and_its_guest_goes_on", no_api);
@@ -50,9 +50,9 @@ fn no_api(cluster: &Cluster, log: &Log) -> Outcome {
 fn hung_agent(cluster: &Cluster, log: &Log) -> Outcome {
     let stage = Stage::set(cluster, log)?;
     let host = stage.victim()?;
-    sh(host, "systemctl kill --kill-whom=main --signal=STOP stockade-agent")?;
+    signal_agent(host, "STOP")?;
     isolated(&stage, host.name(), Instant::now())?;
-    sh(host, "systemctl kill --kill-whom=main --signal=CONT stockade-agent")?;
+    signal_agent(host, "CONT")?;
     stage.host_is(host.name(), "Ready", Instant::now())?;
     stage.left_alone(&[])?;
     stage.ends_without_a_shot()

@@ -7,6 +7,7 @@
 mod by_hand;
 mod deaths;
 mod doubts;
+mod healed;
 mod moves;
 mod nfs;
 mod ocfs2;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Part::new("agent", &[doubts::HUNG_AGENT]),
         Part::new("liar", &[doubts::LYING_BMC]),
         Part::new("word", &[deaths::NO_PROOF]),
+        Part::new("healed", &[healed::HEALED]),
         Part::new("two", &[doubts::TWO_CUT_OFF]),
         Part::new("server", &[doubts::NO_SERVER]),
         Part::new("storage", &[doubts::NO_STORAGE]),

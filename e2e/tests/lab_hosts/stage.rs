@@ -13,7 +13,8 @@ use stockade_e2e::play::Log;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
 
-const fn guest(name: &'static str, file: &'static str) -> Prover<'static> {
+/// A guest on what s1 serves, read there.
+pub const fn guest(name: &'static str, file: &'static str) -> Prover<'static> {
     Prover { name, reader: "s1", file, at: 0, storage: "vms" }
 }
 
@@ -66,6 +67,7 @@ impl<'a> Stage<'a> {
         heal(cluster)?;
         if object(cluster, &["svm", GUESTS[0].name])?.is_null() {
             declare(cluster)?;
+            GUESTS.iter().try_for_each(|prover| prover.declare(cluster))?;
         }
         let policy = format!(r#"{{"spec": {{"stormBrakeHosts": {brake}}}}}"#);
         kubectl(cluster, &["patch", "sap", "default", "--type=merge", "-p", &policy])?;
@@ -213,8 +215,10 @@ fn epoch(cluster: &Cluster, vm: &str) -> Result<i64, String> {
 }
 
 /// Everything that a case can do to the lab, undone.
-fn heal(cluster: &Cluster) -> Outcome {
+pub fn heal(cluster: &Cluster) -> Outcome {
     cluster.plane().signal("kube-apiserver", Signal::CONT).map_err(|error| error.to_string())?;
+    cluster.signal_controller(Signal::CONT).map_err(said)?;
+    signal_agent(machine(cluster, "s1")?, "CONT")?;
     for name in HOSTS {
         let host = machine(cluster, name)?;
         host.bmc().deaf(false).map_err(|error| error.to_string())?;
@@ -223,13 +227,19 @@ fn heal(cluster: &Cluster) -> Outcome {
         host.power_on().map_err(said)?;
         host.wait_until_it_answers(LIMIT).map_err(said)?;
         host.reconnect().map_err(said)?;
-        sh(host, "systemctl kill --kill-whom=main --signal=CONT stockade-agent || true")?;
+        signal_agent(host, "CONT")?;
     }
     Ok(())
 }
 
-/// The example with guests of ours in place of all others.
-fn declare(cluster: &Cluster) -> Outcome {
+/// Sends a host's agent a signal, if it runs.
+pub fn signal_agent(host: &Machine, signal: &str) -> Outcome {
+    let kill = format!("systemctl kill --kill-whom=main --signal={signal} stockade-agent || true");
+    sh(host, &kill).map(drop)
+}
+
+/// The example without its VM or any other, once all hosts have its storage and locks.
+pub fn declare(cluster: &Cluster) -> Outcome {
     without_vms(cluster)?;
     sh(machine(cluster, "s1")?, "install -d /srv/vms /srv/vms/default")?;
     for file in ["10-hosts", "20-storage", "30-lock-manager"] {
@@ -246,6 +256,5 @@ fn declare(cluster: &Cluster) -> Outcome {
     });
     ready.map_err(said)?;
     // One comes to each host, for all of them may take it before the first is declared.
-    all_ready(cluster)?;
-    GUESTS.iter().try_for_each(|prover| prover.declare(cluster))
+    all_ready(cluster)
 }
