@@ -41,6 +41,20 @@ pub const POLICY_NAME: &str = "default";
 /// Namespace of the controller, its Lease and the fence secrets.
 pub const SYSTEM_NAMESPACE: &str = "stockade-system";
 
+/// Ends the name of the folder with a disk's owner records, `<disk>.stockade`; alone it is the name
+/// of Stockade's own folder on a storage.
+pub const RECORDS_SUFFIX: &str = ".stockade";
+/// Ends the name of the file with a guest's UEFI variables, `<first disk>.nvram`.
+pub const VARIABLES_SUFFIX: &str = ".nvram";
+
+/// Whether a path below a storage's mount names, or leads through, what is Stockade's own there: no
+/// guest gets it as a disk or as an image.
+#[must_use]
+pub fn is_reserved_path(path: &str) -> bool {
+    let own = |part: &str| part.ends_with(RECORDS_SUFFIX) || part.ends_with(VARIABLES_SUFFIX);
+    path.split('/').any(own)
+}
+
 /// The namespace that belongs to one host.
 #[must_use]
 pub fn host_namespace(host: &str) -> String {

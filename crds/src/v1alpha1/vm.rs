@@ -32,7 +32,10 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name: use at most 63 characters, it becomes part of the libvirt name")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.hypervisor != 'Xen' || self.firmware.kind == 'BIOS'").message("spec.firmware.kind: Xen guests boot by BIOS here; leave it out, or use hypervisor KVM"))]
+#[x_kube(
+    validation = Rule::new("self.hypervisor != 'Xen' || self.firmware.kind == 'BIOS'").message("spec.firmware.kind: Xen guests boot by BIOS here; leave it out, or use hypervisor KVM"),
+    validation = Rule::new("self.firmware.kind != 'UEFI' || (self.disks.size() > 0 && !self.disks[0].readOnly)").message("spec.firmware.kind: UEFI variables lie beside the first disk; make that one without readOnly, or use BIOS")
+)]
 pub struct VirtualMachineSpec {
     /// Whether the VM is to run, and what restarts it.
     #[serde(default)]
@@ -159,7 +162,8 @@ impl Default for Cpu {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Firmware {
-    /// BIOS or UEFI. UEFI variables lie beside the first disk.
+    /// BIOS or UEFI. UEFI variables lie beside the first disk, which must be the VM's own to write,
+    /// and go where it goes.
     #[serde(default)]
     pub kind: FirmwareKind,
 }
@@ -182,6 +186,7 @@ pub enum FirmwareKind {
     validation = Rule::new("!has(self.blank) || has(self.size)").message("spec.disks.size: a blank disk needs a size, for example 10Gi"),
     validation = Rule::new("!has(self.blank) || !self.readOnly").message("spec.disks.readOnly: nobody could ever write a blank disk that is read only; leave readOnly out"),
     validation = Rule::new("self.storage == oldSelf.storage && self.format == oldSelf.format").message("spec.disks: storage and format of a disk can't change; add a disk of another name and remove this one"),
+    validation = Rule::new("!has(self.size) || !has(oldSelf.size) || !quantity(string(oldSelf.size)).isGreaterThan(quantity(string(self.size)))").message("spec.disks.size: a disk can't shrink; leave the size, or copy what is on it to a smaller disk"),
     validation = Rule::new("!has(self.existing) || !has(self.reclaim) || self.reclaim != 'Delete'").message("spec.disks.reclaim: an existing disk can't be Delete; only blank or imported ones can")
 )]
 pub struct Disk {
@@ -197,7 +202,8 @@ pub struct Disk {
     /// An empty disk, made once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blank: Option<BlankDisk>,
-    /// A copy of an image on the same storage, made once.
+    /// A copy of an image on the same storage, made once: qcow2 or raw, by what it says itself, in one
+    /// file, and not the disk of a VM that may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<DiskPath>,
     /// Format of the file. It is never guessed.
@@ -222,10 +228,12 @@ pub struct Disk {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!self.path.startsWith('/')").message("path: name it below the storage's mount and the VM's namespace, without a leading slash"),
-    validation = Rule::new("!self.path.split('/').exists(p, p == '..' || p == '.' || p == '')").message("path: leave out '.', '..' and empty parts")
+    validation = Rule::new("!self.path.split('/').exists(p, p == '..' || p == '.' || p == '')").message("path: leave out '.', '..' and empty parts"),
+    validation = Rule::new("!self.path.split('/').exists(p, p.endsWith('.stockade') || p.endsWith('.nvram'))").message("path: names that end in .stockade or .nvram are Stockade's own; name another file")
 )]
 pub struct DiskPath {
-    /// Relative to `<mount>/<namespace>/`.
+    /// Relative to `<mount>/<namespace>/`. Names that end in `.stockade` or `.nvram` are Stockade's
+    /// own: owner records, UEFI variables.
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9._/-]+$"))]
     pub path: String,
 }

@@ -100,6 +100,12 @@ pub const WRONG: &[(&str, &str, &[&str])] = &[
     (VM, "spec: {management: Ignored}", &["spec.management", "Watched"]),
     (VM, "spec: {hypervisor: Xen, firmware: {kind: UEFI}}", &["spec.firmware.kind", "BIOS"]),
     (VM, "spec: {firmware: {kind: OpenFirmware}}", &["spec.firmware.kind", "UEFI"]),
+    (
+        VM,
+        "spec: {firmware: {kind: UEFI}, disks: [{name: cd, storage: s, existing: {path: a}, readOnly: true}]}",
+        &["spec.firmware.kind", "without readOnly"],
+    ),
+    (VM, "spec: {firmware: {kind: UEFI}, disks: []}", &["spec.firmware.kind", "the first disk"]),
     (VM, "spec: {cpu: {cores: 0}}", &["spec.cpu.cores", "greater than or equal to 1"]),
     (VM, "spec: {cpu: {cores: 513}}", &["spec.cpu.cores", "less than or equal to 512"]),
     (VM, "spec: {cpu: {model: 'host passthrough'}}", &["spec.cpu.model"]),
@@ -153,6 +159,26 @@ pub const WRONG: &[(&str, &str, &[&str])] = &[
         &["spec.disks[0]", "'..'"],
     ),
     (VM, "spec: {disks: [{name: a, storage: s, existing: {path: a//b}}]}", &["empty parts"]),
+    (
+        VM,
+        "spec: {disks: [{name: a, storage: s, existing: {path: web.raw.stockade/3.json}, format: raw}]}",
+        &["spec.disks[0].existing", "Stockade's own"],
+    ),
+    (
+        VM,
+        "spec: {disks: [{name: a, storage: s, existing: {path: .stockade/cluster}, format: raw}]}",
+        &["spec.disks[0].existing", "Stockade's own"],
+    ),
+    (
+        VM,
+        "spec: {disks: [{name: a, storage: s, existing: {path: web.raw.nvram}, format: raw}]}",
+        &["spec.disks[0].existing", "name another file"],
+    ),
+    (
+        VM,
+        "spec: {disks: [{name: a, storage: s, image: {path: web.raw.stockade/3.json}}]}",
+        &["spec.disks[0].image", "name another file"],
+    ),
     (
         VM,
         "spec: {disks: [{name: a, storage: s, existing: {path: 'a b'}}]}",
@@ -294,6 +320,11 @@ pub const FORBIDDEN_CHANGES: &[(&str, &str, &str)] = &[
         VM,
         "spec: {disks: [{name: root, storage: other, blank: {}, size: 10Gi}]}",
         "storage and format of a disk can't change",
+    ),
+    (
+        VM,
+        "spec: {disks: [{name: root, storage: shared, blank: {}, size: 10239Mi}]}",
+        "can't shrink",
     ),
     (
         VM,

@@ -1,4 +1,8 @@
 //! Disks on shared storages: found, made once, grown, deleted; never replaced.
+//!
+//! What a file holds is read here before QEMU opens it: guests write onto raw disks what they like.
+
+mod image;
 
 use std::fs::{self, File};
 use std::io;
@@ -7,25 +11,25 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
-use serde::Deserialize;
+use stockade_crds::names::{VARIABLES_SUFFIX, is_reserved_path};
 use stockade_crds::v1alpha1::{DiskFormat, MachineDisk};
 
+use self::image::Content;
 use crate::cmd;
 use crate::error::{HostError, HostResult};
 use crate::files::{failed, remove, sync_folder};
+use crate::ports::RecordState;
+use crate::records;
 
 /// How long copying an image may take.
 const COPY_LIMIT: Duration = Duration::from_secs(3600);
-/// How long a look at a disk may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(30);
 
-/// What `qemu-img info` says; other fields are left alone.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Info {
-    virtual_size: i64,
-    #[serde(default)]
-    backing_filename: Option<String>,
+/// The file with the UEFI variables of a guest that boots from this disk.
+#[must_use]
+pub fn variables(disk: &Path) -> PathBuf {
+    let mut name = disk.as_os_str().to_owned();
+    name.push(VARIABLES_SUFFIX);
+    PathBuf::from(name)
 }
 
 /// Makes sure that a disk is there as its order describes it.
@@ -36,71 +40,118 @@ struct Info {
 pub async fn ensure(mount: &Path, disk: &MachineDisk, may_create: bool) -> HostResult<()> {
     const OP: &str = "ensure disk";
     let path = Path::new(&disk.path);
-    let format = match disk.format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-    };
-    if !is_there(mount, path)? {
-        let Some(create) = &disk.create else {
-            let message = "the file does not exist; put it there or correct spec.disks";
-            return Err(HostError::refused(OP, &disk.path, message));
-        };
-        if !may_create {
-            let message = "the disk of a VM that has run before is missing; restore it";
-            return Err(HostError::refused(OP, &disk.path, message));
+    inside(mount, path)?;
+    let found = match find(mount, path)? {
+        Some(file) => file,
+        None => {
+            let Some(create) = &disk.create else {
+                let message = "the file does not exist; put it there or correct spec.disks";
+                return Err(HostError::refused(OP, &disk.path, message));
+            };
+            if !may_create {
+                let message = "the disk of a VM that has run before is missing; restore it";
+                return Err(HostError::refused(OP, &disk.path, message));
+            }
+            make(mount, path, disk, create.image.as_deref()).await?;
+            find(mount, path)?
+                .ok_or_else(|| HostError::failed(OP, &disk.path, "it is gone again"))?
         }
-        make(mount, path, format, disk, create.image.as_deref()).await?;
+    };
+    let virtual_size = size(&found, path, disk.format)?;
+    if !disk.read_only {
+        // QEMU writes there, whatever has the name.
+        find(mount, &variables(path))?;
     }
-    let info = look(path, disk).await?;
-    if let Some(backing) = info.backing_filename {
-        let message =
-            format!("it has a backing file ({backing}); flatten it with qemu-img convert");
-        return Err(HostError::refused(OP, &disk.path, message));
-    }
-    if !disk.read_only && disk.size_bytes > info.virtual_size {
+    if !disk.read_only && u64::try_from(disk.size_bytes).is_ok_and(|wanted| wanted > virtual_size) {
         let size = disk.size_bytes.to_string();
-        let arguments = ["resize", "-f", format, &disk.path, &size];
+        let arguments = ["resize", "-f", format_name(disk.format), &disk.path, &size];
         cmd::run(OP, &disk.path, "qemu-img", &arguments, COPY_LIMIT).await?;
     }
     Ok(())
 }
 
-/// Reads what there is to know of a disk. A raw one is no more than its bytes; all other formats
-/// are QEMU's to read.
-async fn look(path: &Path, disk: &MachineDisk) -> HostResult<Info> {
-    const OP: &str = "look at disk";
-    let format = match disk.format {
-        DiskFormat::Raw => {
-            let length = fs::symlink_metadata(path).map_err(failed(OP, path))?.len();
-            let virtual_size = i64::try_from(length).unwrap_or(i64::MAX);
-            return Ok(Info { virtual_size, backing_filename: None });
-        }
+const fn format_name(format: DiskFormat) -> &'static str {
+    match format {
+        DiskFormat::Raw => "raw",
         DiskFormat::Qcow2 => "qcow2",
-    };
-    let arguments = ["info", "-U", "-f", format, "--output=json", &disk.path];
-    let shown = cmd::run(OP, &disk.path, "qemu-img", &arguments, LOOK_LIMIT).await?;
-    serde_json::from_str(&shown)
-        .map_err(|error| HostError::failed(OP, &disk.path, error.to_string()))
+    }
 }
 
-/// Deletes a disk's file.
+/// Bytes that a guest sees of a disk. A raw one is no more than its bytes, whatever they say; any
+/// other must be what its order says, and stand by itself.
+fn size(file: &File, path: &Path, format: DiskFormat) -> HostResult<u64> {
+    const OP: &str = "look at disk";
+    match format {
+        DiskFormat::Raw => Ok(file.metadata().map_err(failed(OP, path))?.len()),
+        DiskFormat::Qcow2 => match image::read(file).map_err(failed(OP, path))? {
+            Content::Qcow2(header) => {
+                alone(&header, path)?;
+                Ok(header.virtual_size)
+            }
+            Content::Other(_) | Content::Bytes => {
+                let message = "it is no qcow2 file; correct spec.disks.format";
+                Err(HostError::refused(OP, path.display().to_string(), message))
+            }
+        },
+    }
+}
+
+/// Refuses a file that names others: QEMU would open them, and no owner record covers them.
+fn alone(header: &image::Header, path: &Path) -> HostResult<()> {
+    let what = match (header.backing_file, header.data_file) {
+        (false, false) => return Ok(()),
+        (true, _) => "a backing file",
+        (false, true) => "its data in another file",
+    };
+    let message = format!("it has {what}; make one file of it with qemu-img convert");
+    Err(HostError::refused("look at disk", path.display().to_string(), message))
+}
+
+/// Deletes a disk's file and the UEFI variables beside it.
 pub fn delete(mount: &Path, path: &Path) -> HostResult<()> {
-    if is_there(mount, path)? {
-        remove(path).map_err(failed("delete disk", path))?;
+    const OP: &str = "delete disk";
+    inside(mount, path)?;
+    // The variables first: what is cut off in between finds the disk again.
+    for file in [variables(path), path.to_owned()] {
+        if find(mount, &file)?.is_some() {
+            remove(&file).map_err(failed(OP, &file))?;
+        }
     }
     Ok(())
 }
 
-/// fsyncs a disk's file. True: nothing of it is outstanding on this host any more.
+/// fsyncs a disk's file and the UEFI variables beside it. True: nothing of them is outstanding on
+/// this host any more.
 pub fn drain(path: &Path) -> HostResult<bool> {
-    match File::options().write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        other => {
-            let file = other.map_err(failed("drain", path))?;
-            file.sync_all().map_err(failed("drain", path))?;
-            Ok(true)
+    for path in [path, &variables(path)] {
+        match File::options().write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => {
+                let file = other.map_err(failed("drain", path))?;
+                file.sync_all().map_err(failed("drain", path))?;
+            }
         }
     }
+    Ok(true)
+}
+
+/// Refuses a path that is no guest's: Stockade's own, above all owner records, or one whose folder,
+/// or that of its records, leads out of the storage, where a record would bind nobody else.
+pub fn inside(mount: &Path, path: &Path) -> HostResult<()> {
+    let rest = below(mount, path)?;
+    if rest.to_str().is_none_or(is_reserved_path) {
+        let message = "the name is Stockade's own; name another file";
+        return Err(HostError::refused("find disk", path.display().to_string(), message));
+    }
+    let records = records::folder(&rest);
+    let folders = rest.parent().into_iter().chain([records.as_path()]);
+    for folder in folders.filter(|folder| *folder != Path::new("")) {
+        match open_below(mount, folder, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(outside(&mount.join(folder), error)),
+        }
+    }
+    Ok(())
 }
 
 /// The path below the mount, if it has no part that could lead elsewhere.
@@ -119,22 +170,33 @@ fn open_below(mount: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, rusti
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-fn is_there(mount: &Path, path: &Path) -> HostResult<bool> {
-    match open_below(mount, &below(mount, path)?, OFlags::PATH) {
-        Ok(_) => Ok(true),
-        Err(rustix::io::Errno::NOENT) => Ok(false),
-        Err(error) => Err(HostError::refused(
-            "find disk",
-            path.display().to_string(),
-            format!("it can't be opened without links and '..': {error}"),
-        )),
+/// Opens a file on the storage to look at it; `None` if there is none.
+///
+/// # Errors
+/// [`HostError::Refused`] if the path leads out of the storage or names no plain file.
+fn find(mount: &Path, path: &Path) -> HostResult<Option<File>> {
+    // What hangs when it is opened, a pipe, is no file.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = match open_below(mount, &below(mount, path)?, flags) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(outside(path, error)),
+    };
+    if file.metadata().map_err(failed("find disk", path))?.is_file() {
+        return Ok(Some(file));
     }
+    let message = "it is no plain file; name one";
+    Err(HostError::refused("find disk", path.display().to_string(), message))
+}
+
+fn outside(path: &Path, error: rustix::io::Errno) -> HostError {
+    let message = format!("it can't be opened without links and '..': {error}");
+    HostError::refused("find disk", path.display().to_string(), message)
 }
 
 async fn make(
     mount: &Path,
     path: &Path,
-    format: &str,
     disk: &MachineDisk,
     image: Option<&str>,
 ) -> HostResult<()> {
@@ -151,12 +213,11 @@ async fn make(
     let temporary = folder.join(format!(".{}.new-{}", name.display(), std::process::id()));
     let temporary_text = temporary.display().to_string();
     let size = disk.size_bytes.to_string();
+    let format = format_name(disk.format);
     let made = match image {
         Some(image) => {
-            if !is_there(mount, Path::new(image))? {
-                return Err(HostError::refused(OP, image, "the image does not exist"));
-            }
-            let arguments = ["convert", "-O", format, image, &temporary_text];
+            let from = image_format(mount, Path::new(image))?;
+            let arguments = ["convert", "-f", from, "-O", format, image, &temporary_text];
             cmd::run(OP, &disk.path, "qemu-img", &arguments, COPY_LIMIT).await
         }
         None => {
@@ -175,3 +236,32 @@ async fn make(
     named?;
     sync_folder(folder).map_err(failed(OP, folder))
 }
+
+/// The format in which an image is to be read. It is not declared, so the file's own word is taken,
+/// and only for one that names no other file: then nobody gets more than the file itself.
+///
+/// # Errors
+/// [`HostError::Refused`] for any other, and for the disk of a VM that may run: its guest could
+/// give it another header after it was looked at here.
+fn image_format(mount: &Path, image: &Path) -> HostResult<&'static str> {
+    const OP: &str = "read image";
+    let refused = |message: String| HostError::refused(OP, image.display().to_string(), message);
+    inside(mount, image)?;
+    let Some(file) = find(mount, image)? else {
+        return Err(refused("the image does not exist".into()));
+    };
+    let open = |state| matches!(state, RecordState::Held | RecordState::Unreadable);
+    if records::read_all(image)?.iter().any(|record| open(record.state)) {
+        return Err(refused("it is the disk of a VM that may run; stop that, or copy it".into()));
+    }
+    match image::read(&file).map_err(failed(OP, image))? {
+        Content::Bytes => Ok("raw"),
+        Content::Qcow2(header) => alone(&header, image).map(|()| "qcow2"),
+        Content::Other(kind) => {
+            Err(refused(format!("it is a {kind} file; make it qcow2 or raw with qemu-img convert")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

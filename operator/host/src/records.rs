@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use stockade_crds::names::{RECORDS_SUFFIX, VARIABLES_SUFFIX};
 
 use crate::error::{HostError, HostResult};
 use crate::files::{failed, remove, replace, sync_folder};
@@ -19,7 +20,7 @@ use crate::ports::{Linked, OwnerRecord, RecordState};
 #[must_use]
 pub fn folder(disk: &Path) -> PathBuf {
     let mut name = disk.as_os_str().to_owned();
-    name.push(".stockade");
+    name.push(RECORDS_SUFFIX);
     PathBuf::from(name)
 }
 
@@ -169,11 +170,17 @@ pub fn remove_all(disk: &Path) -> HostResult<()> {
     }
 }
 
-/// True if the path is, or lies beside, a disk that Stockade ever gave to a VM.
+/// True if the path is, or lies beside, a disk that Stockade ever gave to a VM: what it keeps there
+/// itself is nobody else's either.
 #[must_use]
-pub fn is_claimed(disk: &Path) -> bool {
-    let resolved = fs::canonicalize(disk);
-    folder(disk).exists() || resolved.is_ok_and(|resolved| folder(&resolved).exists())
+pub fn is_claimed(path: &Path) -> bool {
+    let claimed = |path: &Path| {
+        let mut parts = path.iter().filter_map(|part| part.to_str());
+        let own = parts.any(|part| part.ends_with(RECORDS_SUFFIX));
+        let disk = path.to_str().and_then(|path| path.strip_suffix(VARIABLES_SUFFIX));
+        own || folder(path).exists() || disk.is_some_and(|disk| folder(Path::new(disk)).exists())
+    };
+    claimed(path) || fs::canonicalize(path).is_ok_and(|resolved| claimed(&resolved))
 }
 
 #[cfg(test)]

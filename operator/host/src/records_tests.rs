@@ -84,3 +84,19 @@ fn the_highest_record_is_never_removed() {
     assert_eq!(read_all(&disk).unwrap().len(), 1);
     assert!(is_claimed(&disk));
 }
+
+#[test]
+fn what_lies_beside_a_disk_of_ours_is_nobody_elses() {
+    let scratch = Scratch::new("beside");
+    let disk = scratch.disk();
+    link(&disk, &record(1, "h1")).unwrap();
+    assert!(is_claimed(&scratch.0.join("db.raw.nvram")));
+    assert!(is_claimed(&scratch.0.join("db.raw.stockade/1.json")));
+    assert!(is_claimed(&scratch.0.join(".stockade/cluster")));
+    std::os::unix::fs::symlink(scratch.0.join("db.raw.stockade/1.json"), scratch.0.join("x.raw"))
+        .unwrap();
+    assert!(is_claimed(&scratch.0.join("x.raw")), "by another name");
+    for theirs in ["their.raw", "their.raw.nvram"] {
+        assert!(!is_claimed(&scratch.0.join(theirs)), "{theirs}");
+    }
+}

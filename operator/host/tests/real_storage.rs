@@ -68,6 +68,17 @@ impl Drop for Scratch {
     }
 }
 
+fn record() -> OwnerRecord {
+    OwnerRecord {
+        cluster_id: "ours".into(),
+        vm_uid: "vm".into(),
+        epoch: 1,
+        host_uid: "h1".into(),
+        boot_id: "boot".into(),
+        state: RecordState::Held,
+    }
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -118,6 +129,15 @@ async fn a_path_that_leads_out_of_its_storage_is_refused() {
     for path in ["../outside/x.qcow2", "link/x.qcow2"] {
         let made = storage.ensure_disk(&scratch.disk(path), true).await;
         assert!(made.is_err(), "{path}");
+        assert!(names(&scratch.0.join("outside")).is_empty(), "{path}");
+    }
+    // Its owner record comes before the disk, and would bind nobody out there.
+    let folder = scratch.disk("shop/db.qcow2.stockade").path;
+    fs::create_dir_all(scratch.mount().join("shop")).unwrap();
+    symlink(scratch.0.join("outside"), folder).unwrap();
+    for path in ["../outside/x.qcow2", "link/x.qcow2", "link/new/x.qcow2", "shop/db.qcow2"] {
+        let linked = storage.link_record(&scratch.disk(path).path, &record()).await;
+        assert!(matches!(linked, Err(HostError::Refused { .. })), "{path}: {linked:?}");
         assert!(names(&scratch.0.join("outside")).is_empty(), "{path}");
     }
 }
@@ -176,15 +196,7 @@ async fn the_first_disk_of_a_namespace_gets_its_record_and_never_beside_a_storag
     let scratch = Scratch::new("first");
     let storage = scratch.storage();
     assert!(storage.ensure(&scratch.declared("ours")).await.ready);
-    let record = OwnerRecord {
-        cluster_id: "ours".into(),
-        vm_uid: "vm".into(),
-        epoch: 1,
-        host_uid: "h1".into(),
-        boot_id: "boot".into(),
-        state: RecordState::Held,
-    };
-    let disk = scratch.disk("shop/db.qcow2");
+    let (record, disk) = (record(), scratch.disk("shop/db.qcow2"));
     assert_eq!(storage.link_record(&disk.path, &record).await.unwrap(), Linked::Created);
     assert_eq!(storage.records(&disk.path).await.unwrap(), std::slice::from_ref(&record));
 

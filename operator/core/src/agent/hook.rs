@@ -1,10 +1,12 @@
 //! What the hypervisor's hook lets pass (safety §2.6).
 
+use stockade_crds::names::VARIABLES_SUFFIX;
+
 use super::types::JournalState;
 use crate::render::DomainView;
 
 /// Whether a domain may begin here: one of ours only by an open order of this epoch and boot, a
-/// foreign one unless it names a UUID or a disk of ours.
+/// foreign one unless it names a UUID or a disk of ours, or the UEFI variables beside one.
 ///
 /// `journal` is `None` if it can't be read; `claimed` says whether Stockade ever gave that path
 /// to a VM.
@@ -20,12 +22,15 @@ pub fn hook_allows(
     let Some(epoch) = domain.epoch else {
         let known = |path: &String| {
             let vms = journal.into_iter().flat_map(|journal| journal.vms.values());
-            vms.flat_map(|vm| &vm.disks).any(|disk| disk == path)
+            let disk = path.strip_suffix(VARIABLES_SUFFIX).unwrap_or(path);
+            vms.flat_map(|vm| &vm.disks).any(|d| d == path || d == disk)
         };
         if journal.is_some_and(|journal| journal.vms.contains_key(&domain.uuid)) {
             return Err("its UUID is that of a VM of Stockade".into());
         }
-        let ours = domain.writable().into_iter().find(|path| known(path) || claimed(path));
+        let mut paths = domain.writable();
+        paths.extend((!domain.variables.is_empty()).then(|| domain.variables.clone()));
+        let ours = paths.into_iter().find(|path| known(path) || claimed(path));
         return ours.map_or(Ok(()), |path| Err(format!("{path} is a disk of Stockade")));
     };
     let Some(journal) = journal else {
@@ -103,6 +108,10 @@ mod tests {
         assert!(asked(&foreign("/srv/their.raw"), None, "boot"));
         assert!(!asked(&foreign("/srv/db.raw"), Some(&open), "boot"));
         assert!(!asked(&foreign("/srv/claimed.raw"), None, "boot"));
+        assert!(!asked(&foreign("/srv/db.raw.nvram"), Some(&open), "boot"), "its UEFI variables");
+        let variables = "/srv/db.raw.nvram".to_owned();
+        let borrowed = DomainView { variables, ..foreign("/srv/their.raw") };
+        assert!(!asked(&borrowed, Some(&open), "boot"), "our UEFI variables as its own");
         let stripped = DomainView { epoch: None, ..ours(7) };
         assert!(!asked(&stripped, Some(&open), "boot"), "ours without its metadata");
     }

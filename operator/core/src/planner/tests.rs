@@ -11,6 +11,7 @@ use crate::ha::evidence::{LeaseBeat, SeenBeat};
 use crate::plan::{Intent, Plan};
 use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, OrderKey, World};
 
+mod specs;
 mod writes;
 
 const UID: &str = "0b9c4d5e-0000-4000-8000-000000000101";

@@ -1,5 +1,6 @@
 //! The domain XML of an order.
 
+use stockade_crds::names::VARIABLES_SUFFIX;
 use stockade_crds::v1alpha1::{
     DiskBus, DiskFormat, DomainSpec, FirmwareKind, HypervisorKind, MachineDisk, MachineNetwork,
 };
@@ -125,7 +126,7 @@ fn firmware(xml: &mut Xml, order: &DomainSpec) {
     }
     if uefi && let Some(disk) = machine.disks.first() {
         // The variables lie with the disk, so that they go where the VM goes.
-        xml.leaf("nvram", &[], &format!("{}.nvram", disk.path));
+        xml.leaf("nvram", &[], &format!("{}{VARIABLES_SUFFIX}", disk.path));
     }
     xml.close("os");
 }

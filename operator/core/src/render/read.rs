@@ -42,6 +42,8 @@ pub struct DomainView {
     pub max_memory_mib: i64,
     /// Disks.
     pub disks: Vec<ViewedDisk>,
+    /// File with its UEFI variables; empty where it names none.
+    pub variables: String,
 }
 
 /// A disk of a domain.
@@ -83,7 +85,13 @@ pub fn read_domain(xml: &str) -> Result<DomainView, ReadError> {
     let epoch = epoch
         .map(|epoch| epoch.parse().map_err(|_| ReadError::Epoch(epoch.to_owned())))
         .transpose()?;
-    let os_type = child("os").and_then(|os| os.children().find(|node| node.has_tag_name("type")));
+    let in_os =
+        |name: &str| child("os").and_then(|os| os.children().find(|node| node.has_tag_name(name)));
+    let os_type = in_os("type");
+    let variables = in_os("nvram").and_then(|node| {
+        let source = node.children().find(|child| child.has_tag_name("source"));
+        source.map_or_else(|| node.text().map(str::trim), |source| source.attribute("file"))
+    });
     let model = child("cpu").and_then(|cpu| cpu.children().find(|node| node.has_tag_name("model")));
     let vcpu = child("vcpu");
     let cores =
@@ -106,6 +114,7 @@ pub fn read_domain(xml: &str) -> Result<DomainView, ReadError> {
         memory_mib: child("currentMemory").map_or(maximum, mebibytes),
         max_memory_mib: maximum,
         disks: disks.unwrap_or_default(),
+        variables: variables.unwrap_or_default().to_owned(),
     })
 }
 

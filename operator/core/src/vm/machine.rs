@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use stockade_crds::names::seed_secret;
+use stockade_crds::names::{is_reserved_path, seed_secret};
 use stockade_crds::quantity;
 use stockade_crds::v1alpha1::{
-    CreateDisk, DiskFormat, LockMode, Machine, MachineDisk, MachineNetwork, Seed, VirtualMachine,
+    CreateDisk, DiskFormat, FirmwareKind, LockMode, Machine, MachineDisk, MachineNetwork, Seed,
+    VirtualMachine,
 };
 
 use crate::world::{Key, World};
@@ -150,6 +151,15 @@ pub fn resolve(world: &World, vm: &VirtualMachine) -> Result<Machine, Vec<Proble
                 message: format!("{path} is named by two disks of this VM; name it once"),
             });
         }
+        // The schema refuses this too, but not of a VM that was there before it did.
+        for (kind, at) in [("existing.path", &disk.existing), ("image.path", &disk.image)] {
+            if at.as_ref().is_some_and(|at| is_reserved_path(&at.path)) {
+                problems.push(Problem {
+                    field: field(kind),
+                    message: "the name is Stockade's own; name another file".into(),
+                });
+            }
+        }
         let size_bytes = match disk.size.as_ref().map(quantity::bytes) {
             Some(Ok(bytes)) => bytes,
             Some(Err(message)) => {
@@ -180,6 +190,18 @@ pub fn resolve(world: &World, vm: &VirtualMachine) -> Result<Machine, Vec<Proble
             create,
             size_bytes,
             reclaim: disk.reclaim,
+        });
+    }
+    // Beside one that several VMs read they would all write the same variables.
+    if vm.spec.firmware.kind == FirmwareKind::UEFI
+        && vm.spec.disks.first().is_none_or(|disk| disk.read_only)
+    {
+        problems.push(Problem {
+            field: "spec.firmware.kind".into(),
+            message:
+                "UEFI variables lie beside the first disk; make that one without readOnly, or \
+                      use BIOS"
+                    .into(),
         });
     }
     let networks = vm

@@ -191,6 +191,7 @@ fn check(storage: &AgentStorage, known: bool, host: &str) -> HostResult<()> {
 /// and a record in it would bind nobody.
 fn ensure_folder(mount: &Path, disk: &Path) -> HostResult<()> {
     const OP: &str = "ensure folder";
+    disks::inside(mount, disk)?;
     let Some(folder) = disk.parent().filter(|folder| !folder.is_dir()) else { return Ok(()) };
     if !marker::path(mount).exists() {
         let message = "the storage's marker is gone; mount the storage there";
