@@ -131,6 +131,47 @@ const BALLAST: [u8; 83] = [
     0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00, // 4b
 ];
 
+/// Where [`BALLOON`] lies in its boot sector.
+const BALLOON_AT: usize = 0x100;
+/// Where [`PROGRAM`] notes the BIOS's tick counter, after each write.
+const NOTE_AT: usize = 0x45;
+/// Called by [`PROGRAM`] in place of its note of the BIOS's tick: says to the memory balloon of a q35
+/// machine that it has given back what it was asked for. QEMU believes that of any driver, and this
+/// guest uses no memory.
+#[rustfmt::skip]
+const BALLOON: [u8; 103] = [
+    0xb8, 0x02, 0xb1,                               // 00     mov  ax, 0xb102     ; find a PCI device
+    0xb9, 0x45, 0x10,                               // 03     mov  cx, 0x1045     ; a balloon
+    0xba, 0xf4, 0x1a,                               // 06     mov  dx, 0x1af4     ; virtio's
+    0x31, 0xf6,                                     // 09     xor  si, si
+    0xcd, 0x1a,                                     // 0b     int  0x1a           ; its place in BX
+    0x72, 0x3d,                                     // 0d     jc   done
+    0xb8, 0x0a, 0xb1,                               // 0f     mov  ax, 0xb10a     ; read of it
+    0xbf, 0x20, 0x00,                               // 12     mov  di, 0x20       ; BAR 4, below 4 GiB
+    0xcd, 0x1a,                                     // 15     int  0x1a
+    0x80, 0xe1, 0xf0,                               // 17     and  cl, 0xf0
+    0x66, 0x89, 0xcf,                               // 1a     mov  edi, ecx
+    0xfa,                                           // 1d     cli
+    0x0f, 0x01, 0x16, 0x51, 0x7d,                   // 1e     lgdt [gdtr]
+    0x0f, 0x20, 0xc0,                               // 23     mov  eax, cr0
+    0x0c, 0x01,                                     // 26     or   al, 1          ; protected mode
+    0x0f, 0x22, 0xc0,                               // 28     mov  cr0, eax
+    0xbb, 0x08, 0x00,                               // 2b     mov  bx, 8
+    0x8e, 0xc3,                                     // 2e     mov  es, bx         ; a segment of 4 GiB
+    0x24, 0xfe,                                     // 30     and  al, 0xfe       ; back: it keeps its size
+    0x0f, 0x22, 0xc0,                               // 32     mov  cr0, eax
+    0x26, 0x67, 0x66, 0x8b, 0x87, 0x00, 0x20, 0x00, 0x00, // 35 mov eax, es:[edi+0x2000] ; pages asked for
+    0x26, 0x67, 0x66, 0x89, 0x87, 0x04, 0x20, 0x00, 0x00, // 3e mov es:[edi+0x2004], eax ; pages given
+    0x31, 0xc0,                                     // 47     xor  ax, ax
+    0x8e, 0xc0,                                     // 49     mov  es, ax
+    0xfb,                                           // 4b     sti
+    0x8b, 0x1e, 0x6c, 0x04,                         // 4c done: mov bx, [0x46c]
+    0xc3,                                           // 50     ret
+    0x0f, 0x00, 0x57, 0x7d, 0x00, 0x00,             // 51 gdtr: limit and base
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // 57 gdt
+    0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00, // 5f
+];
+
 /// Where [`SLOWLY`] lies in its boot sector.
 const SLOWLY_AT: usize = 0x100;
 /// In place of [`PROGRAM`]'s look whether the BIOS has ticked: has it four times?
@@ -199,6 +240,20 @@ pub fn write_heavy_disk(path: &Path, mebibytes: u8) -> io::Result<()> {
     ballast.copy_from_slice(&BALLAST);
     let pages = u32::from(mebibytes) * 256;
     ballast[BALLAST_PAGES..][..4].copy_from_slice(&pages.to_le_bytes());
+    write_disk(path, &sector)
+}
+
+/// Writes a disk whose proving guest gives memory back when it is asked to.
+///
+/// # Errors
+/// As [`write_guest_disk`].
+pub fn write_balloon_disk(path: &Path) -> io::Result<()> {
+    let mut sector = boot_sector();
+    sector[BALLOON_AT..][..BALLOON.len()].copy_from_slice(&BALLOON);
+    let way = (BALLOON_AT - NOTE_AT - 3) as u16;
+    sector[NOTE_AT] = 0xe8;
+    sector[NOTE_AT + 1..][..2].copy_from_slice(&way.to_le_bytes());
+    sector[NOTE_AT + 3] = 0x90;
     write_disk(path, &sector)
 }
 

@@ -184,7 +184,7 @@ pub trait Hypervisor: Send + Sync {
         cores: i32,
         memory_mib: i64,
     ) -> BoxFuture<'a, HostResult<LiveChange>>;
-    /// Grows a disk of a running domain.
+    /// Grows a disk of a running domain; one that is as large already stays as it is.
     fn resize_disk<'a>(
         &'a self,
         vm_uid: &'a str,

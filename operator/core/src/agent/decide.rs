@@ -6,7 +6,7 @@ use stockade_crds::v1alpha1::{DomainSpec, End, Want};
 
 use super::moves;
 use super::observed::{Live, Observed, VmMemory};
-use super::types::{JournalVm, LiveChange, LiveDomain, LiveState, Presence, StopReason};
+use super::types::{JournalVm, LiveDomain, LiveState, Presence, StopReason};
 
 /// Longest wait for what a start needs (storages, lock manager, hook), in milliseconds.
 pub const START_WAIT: u64 = 20_000;
@@ -463,10 +463,13 @@ fn delete_disks(order: &DomainSpec, memory: &VmMemory) -> Option<HostAction> {
 }
 
 /// Fields that take effect at the next start.
+///
+/// A size that was asked for counts once it is there: a hypervisor takes memory back only as its guest
+/// gives it, and says at once that it will.
 #[must_use]
 pub fn pending_restart(order: &DomainSpec, live: &LiveDomain, memory: &VmMemory) -> Vec<String> {
     let mut pending = Vec::new();
-    if matches!(memory.resized, Some((_, _, LiveChange::NeedsRestart))) {
+    if memory.resized.is_some() {
         if order.machine.cores != live.cores {
             pending.push("cores".to_owned());
         }

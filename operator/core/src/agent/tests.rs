@@ -270,6 +270,23 @@ fn a_running_domain_converges_step_by_step() {
 }
 
 #[test]
+fn memory_that_the_guest_does_not_give_back_is_had_at_the_next_start() {
+    let mut o =
+        world(Some(order(1, Want::Running)), Some(ran(1)), Some(live(1, LiveState::Running)));
+    o.orders.as_mut().unwrap().get_mut(UID).unwrap().spec.machine.memory_mib = 384;
+    let pending = |o: &Observed| status::status_of(o, UID, 0).unwrap().pending_restart;
+    assert_eq!(only(&o, 0), Some(HostAction::Resize { cores: 1, memory_mib: 384 }));
+    assert!(pending(&o).is_empty(), "it was not even asked for");
+    let memory = o.memory.entry(UID.into()).or_default();
+    memory.resized = Some((1, 384, LiveChange::Applied));
+    assert_eq!(only(&o, 0), None, "it was asked for");
+    assert_eq!(pending(&o), ["memoryMib"]);
+    let given = LiveDomain { memory_mib: 384, ..live(1, LiveState::Running) };
+    o.live = Some(BTreeMap::from([(UID.into(), given)]));
+    assert!(pending(&o).is_empty());
+}
+
+#[test]
 fn a_boot_certified_dead_suspends_and_never_resumes() {
     let mut o =
         world(Some(order(1, Want::Running)), Some(ran(1)), Some(live(1, LiveState::Running)));

@@ -618,8 +618,12 @@ impl Hypervisor for Libvirt {
     ) -> BoxFuture<'a, HostResult<LiveChange>> {
         let path = path.to_owned();
         self.on_domain("resize disk", vm_uid, move |domain| {
-            let flags = sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES;
-            match domain.block_resize(&path, bytes.max(0).unsigned_abs(), flags) {
+            let (wanted, flags) = (bytes.max(0).unsigned_abs(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES);
+            // One that was larger than its spec said must not lose its end.
+            if domain.block_info(&path, 0)?.capacity >= wanted {
+                return Ok(LiveChange::Applied);
+            }
+            match domain.block_resize(&path, wanted, flags) {
                 Ok(()) => Ok(LiveChange::Applied),
                 Err(error) if error.code().is(ErrorNumber::OperationUnsupported) => {
                     Ok(LiveChange::NeedsRestart)
