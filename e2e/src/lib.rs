@@ -1,6 +1,7 @@
 //! What the tests and `play` stand on.
 
 pub mod bmc;
+pub mod conformance;
 pub mod control_plane;
 pub mod lab;
 pub mod local_hosts;

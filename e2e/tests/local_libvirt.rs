@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use stockade_crds::v1alpha1::{
-    DiskBus, DiskFormat, DomainSpec, Machine, MachineDisk, Reclaim, VmReference, Want,
-};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use stockade_crds::v1alpha1::DomainSpec;
+use stockade_e2e::conformance::{self, Hands, VM_UID as UID};
 use stockade_e2e::local_hosts::{
     LocalHost, LocalHosts, Network, guest_boots, guest_counter, write_guest_disk,
 };
@@ -21,13 +22,12 @@ use stockade_host::journal::FileJournal;
 use stockade_host::libvirt::{Libvirt, LibvirtOptions, MigrationOptions};
 use stockade_host::machine::BOOT_ID;
 use stockade_host::ports::{
-    Hypervisor, HypervisorEvent, JournalPort, JournalState, JournalVm, LiveState, MigrateRequest,
-    Presence, StopReason,
+    Hypervisor, JournalPort, JournalState, LiveState, MigrateRequest, Presence,
 };
-use tokio::time::{Instant, sleep, timeout};
+use stockade_host::process::qemus_of;
+use tokio::time::{Instant, sleep};
 
 const STATE: &str = "/var/lib/stockade";
-const UID: &str = "6a1b2c3d-0000-4000-8000-000000000001";
 
 fn boot_id() -> String {
     fs::read_to_string(BOOT_ID).unwrap().trim().to_owned()
@@ -67,8 +67,8 @@ fn orchestrate() {
         println!("ok: {part} on {}", host.name());
     };
     leave_probe(h1);
-    play(h1, "gate");
-    play(h1, "life");
+    play(h1, "conformance");
+    play(h1, "thief");
     play(h1, "frozen");
     h1.start_libvirtd().unwrap();
     play(h1, "start");
@@ -110,8 +110,8 @@ fn agent(part: &str, shared: &Path) {
         };
         let libvirt = Libvirt::new(options).unwrap();
         match part {
-            "gate" => gate(&libvirt, shared).await,
-            "life" => life(&libvirt, shared).await,
+            "conformance" => conformance::hypervisor(&libvirt, &Real(shared)).await,
+            "thief" => thief(shared),
             "frozen" => frozen(&libvirt, shared).await,
             "start" => start(&libvirt, shared).await,
             "expect" => expect(&libvirt, shared).await,
@@ -129,51 +129,36 @@ fn disk(shared: &Path) -> PathBuf {
 }
 
 fn order(shared: &Path, epoch: i64) -> DomainSpec {
-    DomainSpec {
-        vm: VmReference { namespace: "shop".into(), name: "db".into(), uid: UID.into() },
-        host_uid: "host".into(),
-        boot_id: boot_id(),
-        epoch,
-        order_id: 1,
-        want: Want::Running,
-        settled: Vec::new(),
-        settled_through: epoch - 1,
-        paused: false,
-        grace_seconds: 0,
-        reset: None,
-        migration: None,
-        adopt: false,
-        delete_disks: Vec::new(),
-        machine: Machine {
-            cores: 1,
-            memory_mib: 32,
-            disks: vec![MachineDisk {
-                name: "root".into(),
-                storage: "vms".into(),
-                path: disk(shared).display().to_string(),
-                format: DiskFormat::Raw,
-                bus: DiskBus::Virtio,
-                read_only: false,
-                create: None,
-                size_bytes: 0,
-                reclaim: Reclaim::Retain,
-            }],
-            ..Machine::default()
-        },
-    }
+    conformance::order("host", &boot_id(), &disk(shared).display().to_string(), epoch)
 }
 
 /// Writes the journal as an agent would that obeys, or obeyed, this epoch.
 async fn journal(shared: &Path, epoch: i64, open: bool) {
-    let vm = JournalVm {
-        epoch,
-        boot_id: boot_id(),
-        open,
-        disks: vec![disk(shared).display().to_string()],
-        ..JournalVm::default()
-    };
-    let state = JournalState { vms: [(UID.to_owned(), vm)].into(), ..JournalState::default() };
-    FileJournal::open(Path::new(STATE)).unwrap().store(&state).await.unwrap();
+    Real(shared).write_journal(&conformance::journal(&order(shared, epoch), open)).await;
+}
+
+/// The host that this program runs in, with the shared folder.
+struct Real<'a>(&'a Path);
+
+impl Hands for Real<'_> {
+    fn order(&self, epoch: i64) -> DomainSpec {
+        order(self.0, epoch)
+    }
+
+    fn write_journal<'a>(&'a self, state: &'a JournalState) -> BoxFuture<'a, ()> {
+        async { FileJournal::open(Path::new(STATE)).unwrap().store(state).await.unwrap() }.boxed()
+    }
+
+    fn written(&self) -> (u64, u64) {
+        let counter = guest_counter(&disk(self.0)).unwrap();
+        (guest_boots(&disk(self.0)).unwrap(), counter)
+    }
+
+    fn crash(&self) {
+        let processes = qemus_of(UID).unwrap();
+        assert_eq!(processes.len(), 1, "{processes:?}");
+        processes[0].kill().unwrap();
+    }
 }
 
 async fn grows(shared: &Path) {
@@ -196,15 +181,8 @@ async fn gone(libvirt: &Libvirt, epoch: i64) {
         .await;
 }
 
-async fn gate(libvirt: &Libvirt, shared: &Path) {
-    assert!(libvirt.probe_hook().await.unwrap(), "a domain without an order was let in");
-    for (epoch, open) in [(6, true), (7, false)] {
-        journal(shared, epoch, open).await;
-        let refused = libvirt.start(&order(shared, 7)).await;
-        assert!(matches!(refused, Err(HostError::Refused { .. })), "{refused:?}");
-        assert_eq!(libvirt.presence(UID, 7).await, Presence::Gone);
-    }
-    assert_eq!(guest_boots(&disk(shared)).unwrap(), 0);
+/// A foreign domain that names a disk of ours is kept out.
+fn thief(shared: &Path) {
     let foreign = format!(
         "<domain type='qemu'><name>thief</name><memory>16384</memory><os><type>hvm</type></os>\
          <devices><disk type='file'><source file='{}'/><target dev='vda'/></disk></devices>\
@@ -216,54 +194,6 @@ async fn gate(libvirt: &Libvirt, shared: &Path) {
     let created = Command::new("virsh").arg("create").arg(&xml).output().unwrap();
     let said = String::from_utf8_lossy(&created.stderr).into_owned();
     assert!(!created.status.success() && said.contains("is a disk of Stockade"), "{said}");
-}
-
-async fn life(libvirt: &Libvirt, shared: &Path) {
-    let mut events = libvirt.events();
-    journal(shared, 7, true).await;
-    let started = libvirt.start(&order(shared, 7)).await.unwrap();
-    assert!(started.machine_type.starts_with("pc-q35-"), "{started:?}");
-    assert_eq!(libvirt.presence(UID, 7).await, Presence::Present);
-    assert_eq!(libvirt.presence(UID, 6).await, Presence::Gone, "an epoch that never ran here");
-    grows(shared).await;
-    let list = libvirt.list().await.unwrap();
-    let [domain] = &list[..] else { panic!("{list:?}") };
-    assert_eq!((domain.uuid.as_str(), domain.epoch, domain.state), (UID, 7, LiveState::Running));
-    assert_eq!(domain.disks, [disk(shared).display().to_string()]);
-    assert!(libvirt.lock(UID).await.unwrap().unwrap().held);
-    assert!(libvirt.start(&order(shared, 7)).await.is_err(), "the same epoch twice");
-
-    libvirt.suspend(UID).await.unwrap();
-    assert_eq!(libvirt.list().await.unwrap()[0].state, LiveState::Paused);
-    let still = guest_counter(&disk(shared)).unwrap();
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(guest_counter(&disk(shared)).unwrap(), still, "a paused guest wrote");
-    libvirt.resume(UID).await.unwrap();
-    grows(shared).await;
-    let boots = guest_boots(&disk(shared)).unwrap();
-    libvirt.reset(UID).await.unwrap();
-    until("the guest boots again", async || guest_boots(&disk(shared)).unwrap() > boots).await;
-    assert!(libvirt.usage(UID).await.unwrap().1 > 0);
-
-    libvirt.shutdown(UID).await.unwrap();
-    gone(libvirt, 7).await;
-    let mut stopped = None;
-    while stopped.is_none() {
-        let event = timeout(Duration::from_secs(10), events.recv()).await.unwrap().unwrap();
-        if let HypervisorEvent::Domain { uuid, stopped: Some(reason) } = event {
-            stopped = (uuid == UID).then_some(reason);
-        }
-    }
-    assert_eq!(stopped, Some(StopReason::Shutdown));
-
-    journal(shared, 8, true).await;
-    libvirt.start(&order(shared, 8)).await.unwrap();
-    grows(shared).await;
-    libvirt.kill(UID, 7).await.unwrap();
-    assert_eq!(libvirt.presence(UID, 8).await, Presence::Present, "another epoch was killed");
-    libvirt.kill(UID, 8).await.unwrap();
-    gone(libvirt, 8).await;
-    assert!(libvirt.list().await.unwrap().is_empty());
 }
 
 /// Signals this host's libvirtd.

@@ -79,6 +79,12 @@ impl SimHypervisor {
         }
     }
 
+    /// What the process of a VM does that the daemon is asked about.
+    fn domain(&self, op: &'static str, uid: &str) -> HostResult<QemuState> {
+        let found = self.0.sim.lock().domain(&self.0.host, uid);
+        found.map_err(|why| HostError::failed(op, uid, why))
+    }
+
     fn life(&self) -> u64 {
         self.0.sim.lock().machines.get(&self.0.host).map_or(0, |m| m.libvirt_life)
     }
@@ -238,6 +244,7 @@ impl Hypervisor for SimHypervisor {
     fn shutdown<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
             self.daemon("shutdown").await?;
+            self.domain("shutdown", vm_uid)?;
             qemu::shutdown(&self.0.sim, &self.0.host, vm_uid, Doer::Agent);
             Ok(())
         }
@@ -253,13 +260,19 @@ impl Hypervisor for SimHypervisor {
         .boxed()
     }
 
-    fn reset<'a>(&'a self, _vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
-        async move { self.daemon("reset").await }.boxed()
+    fn reset<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
+        async move {
+            self.daemon("reset").await?;
+            let reset = self.0.sim.lock().reset_guest(&self.0.host, vm_uid);
+            reset.map_err(|why| HostError::failed("reset", vm_uid, why))
+        }
+        .boxed()
     }
 
     fn suspend<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
             self.daemon("suspend").await?;
+            self.domain("suspend", vm_uid)?;
             self.0.sim.lock().suspend(&self.0.host, vm_uid, Doer::Agent);
             Ok(())
         }
@@ -269,6 +282,9 @@ impl Hypervisor for SimHypervisor {
     fn resume<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
             self.daemon("resume").await?;
+            if self.domain("resume", vm_uid)? == QemuState::Running {
+                return Err(HostError::failed("resume", vm_uid, "domain is already running"));
+            }
             let resumed = self.0.sim.lock().resume(&self.0.host, vm_uid);
             resumed.map_err(|why| HostError::failed("resume", vm_uid, why))
         }

@@ -350,6 +350,8 @@ pub struct Disk {
     pub storage: String,
     /// Counts writes.
     pub version: u64,
+    /// Counts guests' boots from it.
+    pub boots: u64,
     /// Who wrote last.
     pub writer: Option<Writer>,
     /// Writers after whom somebody else has written.

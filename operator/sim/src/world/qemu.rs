@@ -15,6 +15,9 @@ use super::model::{FailAs, FailOp, Kernel, OpenDisk, Qemu, QemuState};
 use super::{Sim, World};
 use crate::oracle::Rule;
 
+/// What a daemon says of a domain that it does not have.
+const NO_DOMAIN: &str = "Domain not found: no domain with matching UUID";
+
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -197,6 +200,19 @@ impl World {
         self.oracle.judge(at, Rule::EpochRises, text, false);
     }
 
+    /// What libvirt's hook says against an order on a host.
+    fn hook_refuses(&self, host: &str, order: &DomainSpec) -> Option<String> {
+        let m = self.machines.get(host).filter(|_| self.hook_in_force)?;
+        let domain = DomainView {
+            uuid: order.vm.uid.clone(),
+            epoch: Some(order.epoch),
+            boot_id: order.boot_id.clone(),
+            ..DomainView::default()
+        };
+        let asked = hook_allows(&domain, Some(&m.durable.journal), &m.boot_id, |_| false);
+        asked.err().map(|why| format!("the hook refused it: {why}"))
+    }
+
     /// What stands against a start of this order on a host.
     fn refuses(&self, host: &str, order: &DomainSpec) -> Option<String> {
         let m = self.machines.get(host)?;
@@ -204,17 +220,8 @@ impl World {
         if m.qemus.contains_key(uid) {
             return Some(format!("a domain with UUID {uid} exists already"));
         }
-        let domain = DomainView {
-            uuid: uid.clone(),
-            epoch: Some(order.epoch),
-            boot_id: order.boot_id.clone(),
-            ..DomainView::default()
-        };
-        let journal = Some(&m.durable.journal);
-        if self.hook_in_force
-            && let Err(why) = hook_allows(&domain, journal, &m.boot_id, |_| false)
-        {
-            return Some(format!("the hook refused it: {why}"));
+        if let Some(why) = self.hook_refuses(host, order) {
+            return Some(why);
         }
         for disk in &order.machine.disks {
             if !m.mounts.contains(&disk.storage) {
@@ -230,9 +237,16 @@ impl World {
         None
     }
 
-    /// A failed start as libvirt reports it: a lock that is held has an error of its own.
+    /// A failed start as libvirt reports it: the hook's no and a lock that is held have errors of
+    /// their own.
     fn start_error(&self, host: &str, order: &DomainSpec, why: String) -> HostError {
         let vm = &order.vm.name;
+        if self.machines.get(host).is_some_and(|m| m.qemus.contains_key(&order.vm.uid)) {
+            return HostError::failed("start", vm, why);
+        }
+        if self.hook_refuses(host, order).is_some() {
+            return HostError::refused("start", vm, why);
+        }
         let paths = || order.machine.disks.iter().filter(|d| !d.read_only);
         if order.machine.lock.is_some() {
             if !self.machines.get(host).is_some_and(|m| m.lock_daemon) {
@@ -313,18 +327,42 @@ impl World {
         Ok(pid)
     }
 
-    /// The guest of a new process boots: it knows its disks as they are.
-    fn boot_guest(&mut self, host: &str, uid: &str) {
-        let disks =
-            self.disks.iter().map(|(p, d)| (p.clone(), d.version)).collect::<BTreeMap<_, _>>();
-        if let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) {
-            q.knows = q
-                .disks
-                .iter()
-                .map(|d| (d.path.clone(), disks.get(&d.path).copied().unwrap_or(0)))
-                .collect();
+    /// The guest of a process boots: it knows its disks as they are.
+    pub(super) fn boot_guest(&mut self, host: &str, uid: &str) {
+        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else {
+            return;
+        };
+        q.knows.clear();
+        for open in &q.disks {
+            let disk = self.disks.get_mut(&open.path);
+            let version = disk.map_or(0, |disk| {
+                disk.boots += 1;
+                disk.version
+            });
+            q.knows.insert(open.path.clone(), version);
         }
-        self.execute(host, uid);
+    }
+
+    /// The guest boots anew in the process that it has.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn reset_guest(&mut self, host: &str, uid: &str) -> Result<(), String> {
+        let found = self.machines.get(host).and_then(|m| m.qemus.get(uid));
+        let Some(q) = found else { return Err(NO_DOMAIN.to_owned()) };
+        if matches!(q.state, QemuState::Running | QemuState::Paused) {
+            self.boot_guest(host, uid);
+        }
+        Ok(())
+    }
+
+    /// Whether a host has a process of a VM that its daemon can be asked about.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn domain(&self, host: &str, uid: &str) -> Result<QemuState, String> {
+        let found = self.machines.get(host).and_then(|m| m.qemus.get(uid));
+        found.filter(|q| !q.unlisted).map(|q| q.state).ok_or_else(|| NO_DOMAIN.to_owned())
     }
 
     /// A suspended process that somebody else started gets an order's epoch, and its locks.
@@ -353,65 +391,6 @@ impl World {
             q.unlocked = false;
         }
         self.touch();
-        Ok(())
-    }
-
-    /// Someone starts a VM behind Stockade's back, past the hook; `unlocked`: past the lock too.
-    ///
-    /// # Errors
-    /// Why libvirt or the lock manager refused.
-    pub fn virsh_start(
-        &mut self,
-        host: &str,
-        order: &DomainSpec,
-        unlocked: bool,
-    ) -> Result<(), String> {
-        let Some(m) = self.machines.get(host) else { return Err("no such host".to_owned()) };
-        if m.kernel != Kernel::Up || m.qemus.contains_key(&order.vm.uid) {
-            return Err(format!("{host} can't start it"));
-        }
-        let pid = self.pid();
-        let disks: Vec<OpenDisk> = order
-            .machine
-            .disks
-            .iter()
-            .map(|d| OpenDisk { path: d.path.clone(), storage: d.storage.clone() })
-            .collect();
-        let lock = order.machine.lock.filter(|_| !unlocked);
-        if let Some(kind) = lock {
-            let (uid, vm) = (order.vm.uid.clone(), order.vm.name.clone());
-            self.take_locks(host, pid, &uid, &vm, kind, &disks, Doer::Virsh)?;
-        }
-        let uid = order.vm.uid.clone();
-        self.vm_names.insert(uid.clone(), order.vm.name.clone());
-        let qemu = Qemu {
-            pid,
-            uid: uid.clone(),
-            name: stockade_crds::names::domain_name(&order.vm.namespace, &order.vm.name),
-            vm: order.vm.name.clone(),
-            epoch: order.epoch,
-            state: QemuState::Launching,
-            by: Doer::Virsh,
-            unlocked: unlocked || lock.is_none(),
-            lock,
-            disks,
-            cores: order.machine.cores,
-            memory_mib: order.machine.memory_mib,
-            knows: BTreeMap::new(),
-            moving_to: None,
-            copied_ms: 0,
-            whole_at: None,
-            resumed_at: None,
-            abort: false,
-            asked: false,
-            undead: false,
-            unlisted: false,
-        };
-        if let Some(m) = self.machines.get_mut(host) {
-            m.qemus.insert(uid.clone(), qemu);
-        }
-        self.emit(Seen::of(What::Start).vm(&order.vm.name).host(host).by(Doer::Virsh));
-        self.boot_guest(host, &uid);
         Ok(())
     }
 }
@@ -471,6 +450,11 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
         w.oracle.judge(at, Rule::LockHeld, broken, false);
         w.emit(Seen::of(What::Start).vm(vm).host(host).by(Doer::Agent));
         w.boot_guest(host, uid);
+        if order.paused {
+            w.pause_guest(host, uid, Doer::Agent);
+        } else {
+            w.execute(host, uid);
+        }
     }
     if failure.is_some() {
         return Err(HostError::unknown("start", vm, "the answer is lost"));

@@ -163,15 +163,27 @@ impl World {
 
     /// vCPUs of a VM are suspended on a host.
     pub fn suspend(&mut self, host: &str, uid: &str, by: Doer) {
-        let Some(q) = self.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid)) else {
-            return;
-        };
-        if q.state == QemuState::Running {
-            q.state = QemuState::Paused;
-            let vm = q.vm.clone();
-            self.emit(Seen::of(What::Pause).vm(&vm).host(host).by(by));
-            self.tell(host, uid, None);
+        let found = self.machines.get(host).and_then(|m| m.qemus.get(uid));
+        if found.is_some_and(|q| q.state == QemuState::Running) {
+            self.pause_guest(host, uid, by);
         }
+    }
+
+    /// vCPUs of a process do not run: libvirt gives its locks back until they are to.
+    pub(super) fn pause_guest(&mut self, host: &str, uid: &str, by: Doer) {
+        let Some(m) = self.machines.get_mut(host) else { return };
+        let Some(q) = m.qemus.get_mut(uid) else { return };
+        q.state = QemuState::Paused;
+        let (vm, pid, locked) = (q.vm.clone(), q.pid, q.lock.is_some());
+        // What the kernel has still to send asks for no lock of libvirt's.
+        for waiting in m.queued.values_mut().filter(|w| w.pid == pid) {
+            waiting.guarded = false;
+        }
+        self.emit(Seen::of(What::Pause).vm(&vm).host(host).by(by));
+        if locked {
+            self.drop_locks(host, pid, &vm);
+        }
+        self.tell(host, uid, None);
     }
 
     /// vCPUs of a VM go on. A copy that has lost its lock takes it again before that.

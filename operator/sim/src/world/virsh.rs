@@ -1,9 +1,12 @@
 //! Someone who uses libvirt behind Stockade's back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use stockade_crds::v1alpha1::DomainSpec;
+
 use super::event::{Doer, Seen, What};
-use super::model::{Kernel, Net, Qemu, QemuState};
+use super::model::{Kernel, Net, OpenDisk, Qemu, QemuState};
 use super::qemu::Ending;
 use super::{Sim, World};
 
@@ -15,6 +18,66 @@ impl World {
     fn source_is_there(&self, host: &str, uid: &str, pid: u64) -> bool {
         let there = |m: &super::model::Machine| m.qemus.get(uid).is_some_and(|q| q.pid == pid);
         self.machines.get(host).is_some_and(there)
+    }
+
+    /// Someone starts a VM behind Stockade's back, past the hook; `unlocked`: past the lock too.
+    ///
+    /// # Errors
+    /// Why libvirt or the lock manager refused.
+    pub fn virsh_start(
+        &mut self,
+        host: &str,
+        order: &DomainSpec,
+        unlocked: bool,
+    ) -> Result<(), String> {
+        let Some(m) = self.machines.get(host) else { return Err("no such host".to_owned()) };
+        if m.kernel != Kernel::Up || m.qemus.contains_key(&order.vm.uid) {
+            return Err(format!("{host} can't start it"));
+        }
+        let pid = self.pid();
+        let disks: Vec<OpenDisk> = order
+            .machine
+            .disks
+            .iter()
+            .map(|d| OpenDisk { path: d.path.clone(), storage: d.storage.clone() })
+            .collect();
+        let lock = order.machine.lock.filter(|_| !unlocked);
+        if let Some(kind) = lock {
+            let (uid, vm) = (order.vm.uid.clone(), order.vm.name.clone());
+            self.take_locks(host, pid, &uid, &vm, kind, &disks, Doer::Virsh)?;
+        }
+        let uid = order.vm.uid.clone();
+        self.vm_names.insert(uid.clone(), order.vm.name.clone());
+        let qemu = Qemu {
+            pid,
+            uid: uid.clone(),
+            name: stockade_crds::names::domain_name(&order.vm.namespace, &order.vm.name),
+            vm: order.vm.name.clone(),
+            epoch: order.epoch,
+            state: QemuState::Launching,
+            by: Doer::Virsh,
+            unlocked: unlocked || lock.is_none(),
+            lock,
+            disks,
+            cores: order.machine.cores,
+            memory_mib: order.machine.memory_mib,
+            knows: BTreeMap::new(),
+            moving_to: None,
+            copied_ms: 0,
+            whole_at: None,
+            resumed_at: None,
+            abort: false,
+            asked: false,
+            undead: false,
+            unlisted: false,
+        };
+        if let Some(m) = self.machines.get_mut(host) {
+            m.qemus.insert(uid.clone(), qemu);
+        }
+        self.emit(Seen::of(What::Start).vm(&order.vm.name).host(host).by(Doer::Virsh));
+        self.boot_guest(host, &uid);
+        self.execute(host, &uid);
+        Ok(())
     }
 
     /// `virsh destroy` on a host.
