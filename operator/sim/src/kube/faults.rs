@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::kinds::KindId;
-use super::server::{Inner, Shared};
+use super::server::{End, Inner, Shared};
 use super::store::Backup;
 
 /// Whose requests a fault touches.
@@ -115,7 +115,7 @@ impl Faults {
     pub fn inject(&self, scope: Scope, fault: Fault) -> FaultId {
         let mut inner = self.0.lock();
         if fault == Fault::Down {
-            inner.end_watches(|identity| scope.covers(identity), true);
+            inner.end_watches(|identity| scope.covers(identity), End::Broken);
         }
         let id = FaultId(inner.faults.next);
         inner.faults.next += 1;
@@ -150,14 +150,19 @@ impl Faults {
 
     /// Ends the watches of `scope`, once.
     pub fn drop_watches(&self, scope: &Scope) {
-        self.0.lock().end_watches(|identity| scope.covers(identity), false);
+        self.0.lock().end_watches(|identity| scope.covers(identity), End::Clean);
+    }
+
+    /// Ends the watches of `scope` in 410, once: who watched has to list anew.
+    pub fn expire_watches(&self, scope: &Scope) {
+        self.0.lock().end_watches(|identity| scope.covers(identity), End::Expired);
     }
 
     /// The machines of `scope` lost power or their processes died: requests that have not
     /// reached the API never will, watches end.
     pub fn cut(&self, scope: &Scope) {
         let mut inner = self.0.lock();
-        inner.end_watches(|identity| scope.covers(identity), true);
+        inner.end_watches(|identity| scope.covers(identity), End::Broken);
         let inner = &mut *inner;
         for (_, epoch) in inner.epochs.iter_mut().filter(|(i, _)| scope.covers(i)) {
             *epoch += 1;
@@ -182,7 +187,7 @@ impl Faults {
     pub fn restore(&self, backup: &Backup) {
         let mut inner = self.0.lock();
         inner.store.restore(backup);
-        inner.end_watches(|_| true, true);
+        inner.end_watches(|_| true, End::Broken);
     }
 
     /// Goes back to what was stored at `taken_at`, as far as history reaches (10 minutes at

@@ -67,6 +67,8 @@ pub enum End {
     Clean,
     /// The connection is lost.
     Broken,
+    /// In 410: what it had still to tell is forgotten.
+    Expired,
 }
 
 /// An open watch.
@@ -119,9 +121,9 @@ impl Inner {
     }
 
     /// Ends watches by identity.
-    pub fn end_watches(&mut self, covers: impl Fn(&str) -> bool, broken: bool) {
+    pub fn end_watches(&mut self, covers: impl Fn(&str) -> bool, end: End) {
         for watcher in self.watchers.values_mut().filter(|w| covers(&w.identity)) {
-            watcher.end = Some(if broken { End::Broken } else { End::Clean });
+            watcher.end = Some(end);
             watcher.wake.notify_one();
         }
     }

@@ -102,7 +102,6 @@ struct Watch {
 
 enum Step {
     Lines(Vec<u8>),
-    Last(Vec<u8>),
     Wait(Instant),
     Over(End),
 }
@@ -129,14 +128,14 @@ impl Watch {
                     sleep(delay).await;
                     return Some(Ok(lines));
                 }
-                Step::Last(lines) => {
-                    self.over = true;
-                    return Some(Ok(lines));
-                }
                 Step::Over(End::Clean) => return None,
                 Step::Over(End::Broken) => {
                     self.over = true;
                     return Some(Err(refused()));
+                }
+                Step::Over(End::Expired) => {
+                    self.over = true;
+                    return Some(Ok(self.expired()));
                 }
                 Step::Wait(until) => {
                     let wake = self.wake.clone();
@@ -163,13 +162,9 @@ impl Watch {
         }
         let lag = inner.faults.lag(&self.identity);
         match self.collect(&inner, lag.map(|lag| (lag, now))) {
-            Err(refusal) => {
-                let mut lines = Vec::new();
-                line(&mut lines, "ERROR", &refusal.body());
-                return Step::Last(lines);
-            }
-            Ok(lines) if !lines.is_empty() => return Step::Lines(lines),
-            Ok(_) => {}
+            None => return Step::Over(End::Expired),
+            Some(lines) if !lines.is_empty() => return Step::Lines(lines),
+            Some(_) => {}
         }
         if now >= self.deadline {
             return Step::Over(End::Clean);
@@ -189,20 +184,21 @@ impl Watch {
         })
     }
 
-    fn collect(
-        &mut self,
-        inner: &Inner,
-        lag: Option<(Duration, Instant)>,
-    ) -> Result<Vec<u8>, Refusal> {
+    /// The line that ends a watch whose history is gone.
+    fn expired(&self) -> Vec<u8> {
+        let oldest = self.shared.lock().store.compacted(self.kind);
+        let why = format!("too old resource version: {} ({oldest})", self.cursor);
         let mut lines = Vec::new();
-        let changes = inner.store.changes_after(self.kind, self.cursor).ok_or_else(|| {
-            let oldest = inner.store.compacted(self.kind);
-            let asked = self.cursor;
-            Refusal::expired(format!("too old resource version: {asked} ({oldest})"))
-        })?;
-        for change in changes {
+        line(&mut lines, "ERROR", &Refusal::expired(why).body());
+        lines
+    }
+
+    /// What is to be told since the last time; none if that history is gone.
+    fn collect(&mut self, inner: &Inner, lag: Option<(Duration, Instant)>) -> Option<Vec<u8>> {
+        let mut lines = Vec::new();
+        for change in inner.store.changes_after(self.kind, self.cursor)? {
             if lag.is_some_and(|(lag, now)| change.at + lag > now) {
-                return Ok(lines);
+                return Some(lines);
             }
             self.cursor = change.revision;
             let seen = |o: &Option<Arc<Object>>| {
@@ -226,7 +222,7 @@ impl Watch {
         if lag.is_none() {
             self.cursor = self.cursor.max(inner.store.revision());
         }
-        Ok(lines)
+        Some(lines)
     }
 
     fn bookmark_line(&self) -> Vec<u8> {

@@ -68,7 +68,7 @@ struct Stage {
     vms: BTreeMap<Name, VmFields>,
     hosts: BTreeMap<Name, HostFields>,
     orders: Orders,
-    api_faults: BTreeMap<ApiClient, FaultId>,
+    api_faults: BTreeMap<ApiClient, (ApiIs, FaultId)>,
     /// What the API is for hosts that are added later.
     api_for_new_hosts: ApiIs,
 }

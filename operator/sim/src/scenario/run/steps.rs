@@ -502,11 +502,17 @@ impl Stage {
             ApiIs::ReplyLost => Some(Fault::ReplyLost(0.5)),
         };
         let faults = self.cluster.api.faults();
-        if let Some(id) = self.api_faults.remove(client) {
+        if let Some((was, id)) = self.api_faults.remove(client) {
             faults.clear(id);
+            if was == ApiIs::Errors {
+                faults.expire_watches(&scope);
+            }
+        }
+        if is == ApiIs::Errors {
+            faults.drop_watches(&scope);
         }
         if let Some(fault) = fault {
-            self.api_faults.insert(client.clone(), faults.inject(scope, fault));
+            self.api_faults.insert(client.clone(), (is, faults.inject(scope, fault)));
         }
     }
 
