@@ -69,6 +69,15 @@ impl HostPlan {
     }
 }
 
+/// Who dies of a write that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dies {
+    /// Who made it.
+    Writer,
+    /// Every controller and every agent.
+    All,
+}
+
 /// One controller process.
 struct Controller {
     gate: Gate,
@@ -371,9 +380,10 @@ impl Cluster {
         }
     }
 
-    /// Counts the writes of controllers and agents from now on, beats left out. Who makes the write
-    /// that brings it to `crash` dies once it is committed: the answer never comes.
-    pub fn count_writes(&self, crash: Option<u64>) -> Arc<AtomicU64> {
+    /// Counts the writes of controllers and agents from now on, beats left out. The write that brings
+    /// it to that of `crash` is the last thing that is done by those who are to die: it is committed,
+    /// and the answer never comes.
+    pub fn count_writes(&self, crash: Option<(u64, Dies)>) -> Arc<AtomicU64> {
         let counter = Arc::new(AtomicU64::new(0));
         let count = counter.clone();
         // Held by the API, which it holds itself: let go of once it is used.
@@ -386,17 +396,18 @@ impl Cluster {
             if host.is_none() && !write.identity.starts_with("controller/") {
                 return;
             }
-            if Some(count.fetch_add(1, Ordering::Relaxed) + 1) != crash {
-                return;
-            }
+            let made = count.fetch_add(1, Ordering::Relaxed) + 1;
+            let Some((_, dies)) = crash.filter(|(n, _)| *n == made) else { return };
             let Some(starter) = locked(&starter).take() else { return };
-            match host {
-                Some(host) => {
-                    if let Some(sim) = starter.sim.upgrade() {
-                        sim.lock().crash_process(host, Which::Agent, 0);
-                    }
+            match (dies, host) {
+                (Dies::Writer, Some(host)) => starter.crash_agents(|name| name == host),
+                (Dies::Writer, None) => starter.crash(&write.identity),
+                (Dies::All, _) => {
+                    starter.crash_agents(|_| true);
+                    let all: Vec<String> =
+                        locked(&starter.controllers).alive.keys().cloned().collect();
+                    all.iter().for_each(|identity| starter.crash(identity));
                 }
-                None => starter.crash(&write.identity),
             }
         });
         counter
@@ -516,6 +527,14 @@ struct Starter {
 }
 
 impl Starter {
+    /// Agents end at once; their supervisors start them again.
+    fn crash_agents(&self, dies: impl Fn(&str) -> bool) {
+        let Some(sim) = self.sim.upgrade() else { return };
+        let mut world = sim.lock();
+        let names: Vec<String> = world.machines.keys().filter(|name| dies(name)).cloned().collect();
+        names.iter().for_each(|name| world.crash_process(name, Which::Agent, 0));
+    }
+
     /// A controller ends at once; its supervisor starts it again after a while.
     fn crash(&self, identity: &str) {
         if let Some(controller) = locked(&self.controllers).alive.remove(identity) {

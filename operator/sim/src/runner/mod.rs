@@ -10,4 +10,4 @@ mod process;
 #[cfg(test)]
 mod tests;
 
-pub use cluster::{Cluster, ClusterError, HostPlan, disk_path, mount_path};
+pub use cluster::{Cluster, ClusterError, Dies, HostPlan, disk_path, mount_path};

@@ -8,7 +8,7 @@ mod steps;
 mod told;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::output::Verdict;
 use super::words::ApiIs;
 use crate::kube::{FaultId, Write};
 use crate::oracle::Rule as Invariant;
-use crate::runner::{Cluster, ClusterError};
+use crate::runner::{Cluster, ClusterError, Dies};
 use orders::Orders;
 pub use rules::{NAMES as RULE_NAMES, Rules};
 use view::ClusterView;
@@ -49,6 +49,8 @@ pub struct Outcome {
     pub writes: u64,
     /// What agents have done to their hosts since second 0.
     pub actions: u64,
+    /// Paths of the disks that there are in the end.
+    pub disks: BTreeSet<String>,
 }
 
 /// A process that is to die in a run.
@@ -58,6 +60,8 @@ pub enum Crash {
     AfterWrite(u64),
     /// The agent that did the n-th thing to its host, once it is done.
     AfterAction(u64),
+    /// All controllers and agents, once the n-th write of one of them is committed.
+    AllAfterWrite(u64),
 }
 
 /// A cluster that a scenario plays on.
@@ -110,7 +114,8 @@ pub async fn run(
     let writes = stage.cluster.api.admin().subscribe();
     stage.begin()?;
     let counted = match crash {
-        Some(Crash::AfterWrite(n)) => stage.cluster.count_writes(Some(n)),
+        Some(Crash::AfterWrite(n)) => stage.cluster.count_writes(Some((n, Dies::Writer))),
+        Some(Crash::AllAfterWrite(n)) => stage.cluster.count_writes(Some((n, Dies::All))),
         Some(Crash::AfterAction(n)) => {
             stage.cluster.sim.lock().crash_after_action = Some(n);
             stage.cluster.count_writes(None)
@@ -144,6 +149,7 @@ impl Stage {
             exercised: self.cluster.sim.lock().oracle.exercised.clone(),
             writes: 0,
             actions: 0,
+            disks: BTreeSet::new(),
         }
     }
 }
@@ -192,6 +198,7 @@ impl Show {
             exercised: world.oracle.exercised.clone(),
             writes: self.counted.load(Ordering::Relaxed),
             actions: world.host_actions,
+            disks: world.disks.iter().filter(|(_, d)| d.exists).map(|(p, _)| p.clone()).collect(),
         }
     }
 
