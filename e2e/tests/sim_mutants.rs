@@ -12,9 +12,10 @@ use stockade_core::agent::Guards as AgentGuards;
 use stockade_core::world::Guards;
 use stockade_sim::hooks::run_deterministic;
 use stockade_sim::kube::{Fault, Scope};
+use stockade_sim::random::{self, Symptom};
 use stockade_sim::runner::{Cluster, HostPlan};
 use stockade_sim::scenario::run::{RULE_NAMES, Rules};
-use stockade_sim::scenario::{campaign, load};
+use stockade_sim::scenario::{Scenario, campaign, load, parse, print};
 
 stockade_sim::link_hooks!();
 
@@ -158,6 +159,33 @@ fn a_placement_is_a_compare_and_swap() {
     let missed =
         seeds.clone().find(|seed| !leaders_that_choose_differently(*seed, false).is_empty());
     assert!(missed.is_some(), "nobody misses controller.cas with the seeds {seeds:?}");
+}
+
+/// The first drawn seed that is looked at without `agent.drained`; one of the next ones misses it.
+const DRAWN_FROM: u64 = 1;
+
+#[test]
+fn a_drawn_failure_is_shrunk_to_a_file_that_fails_the_same_way() {
+    let without = Rules::without("agent.drained").unwrap();
+    let symptom = |scenario: &Scenario, seed| {
+        Symptom::of(&campaign::one_under(scenario, seed, without, None).ok()?)
+    };
+    let misses = |seed| {
+        let drawn = random::scenario(seed).unwrap();
+        let wanted = symptom(&drawn, seed)?;
+        matches!(wanted, Symptom::Violation(_)).then_some((seed, drawn, wanted))
+    };
+    let found = (DRAWN_FROM..DRAWN_FROM + 300).find_map(misses);
+    let (seed, drawn, wanted) = found.expect("no drawn seed misses agent.drained");
+    let mended = random::MENDED * 1_000;
+    let small = random::shrink(&drawn, &wanted, mended, 200, |smaller| symptom(smaller, seed));
+    let text = print::scenario(&small);
+    assert!(small.steps.len() * 3 < drawn.steps.len(), "seed {seed} is no smaller:\n{text}");
+    let again = parse(&text, "shrunk", None).unwrap().remove(0);
+    assert_eq!(again, small, "{text}");
+    assert_eq!(symptom(&again, seed), Some(wanted), "seed {seed} fails in another way:\n{text}");
+    let held = campaign::one(&again, seed).unwrap().verdict;
+    assert_eq!(held.violations, Vec::<String>::new(), "it breaks with all rules:\n{text}");
 }
 
 #[test]
