@@ -1,8 +1,10 @@
 //! Tests with one body and two arms, the real thing and the simulated one: where they differ the
-//! simulated one is wrong. In here what a host's hypervisor does.
+//! simulated one is wrong. In here what a host's hypervisor does, in [`api`] the API.
 //!
 //! The arms of a hypervisor are `local_libvirt.rs` and `sim_conformance.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+pub mod api;
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! What the tests and `play` stand on.
+#![recursion_limit = "256"]
 
 pub mod bmc;
 pub mod conformance;

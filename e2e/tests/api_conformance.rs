@@ -1,75 +1,22 @@
 //! The in-process API answers as kube-apiserver does: the same requests to both, by hand and
 //! drawn from seeds, and the same objects, refusals and watch events back.
-#![recursion_limit = "256"]
 #![allow(clippy::panic, reason = "a test: an arm that cannot be reached ends it")]
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DynamicObject, PostParams, WatchEvent, WatchParams};
+use kube::api::{Api, DynamicObject, WatchEvent, WatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
-use stockade_e2e::control_plane::with_control_plane;
+use stockade_e2e::conformance::api;
+use stockade_e2e::control_plane::{ControlPlane, Options, with_control_plane};
 use stockade_sim::kube::SimApi;
 use stockade_sim::rng::Rng;
 
-const SEQUENCES: u64 = 240;
+const SEQUENCES: u64 = 480;
 const STEPS: u64 = 12;
-
-fn widget_crd() -> CustomResourceDefinition {
-    serde_json::from_value(json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "widgets.conformance.stockade.dev"},
-        "spec": {
-            "group": "conformance.stockade.dev", "scope": "Namespaced",
-            "names": {"kind": "Widget", "plural": "widgets", "singular": "widget",
-                "listKind": "WidgetList"},
-            "versions": [{
-                "name": "v1", "served": true, "storage": true,
-                "subresources": {"status": {}},
-                "selectableFields": [{"jsonPath": ".spec.color"}],
-                "schema": {"openAPIV3Schema": {
-                    "type": "object", "required": ["spec"],
-                    "properties": {
-                        "spec": {
-                            "type": "object", "required": ["size"],
-                            "properties": {
-                                "size": {"type": "integer", "format": "int32",
-                                    "minimum": 1, "maximum": 9},
-                                "color": {"type": "string", "default": "red",
-                                    "enum": ["red", "blue"]},
-                                "note": {"type": "string", "maxLength": 5, "pattern": "^[a-z]*$"},
-                                "maybe": {"type": "string", "nullable": true},
-                                "memory": {"x-kubernetes-int-or-string": true,
-                                    "anyOf": [{"type": "integer"}, {"type": "string"}]},
-                                "owner": {"type": "string", "maxLength": 20,
-                                    "x-kubernetes-validations": [
-                                        {"rule": "self == oldSelf", "message": "owner stays"}]},
-                                "parts": {"type": "array", "maxItems": 3,
-                                    "x-kubernetes-list-type": "map",
-                                    "x-kubernetes-list-map-keys": ["name"],
-                                    "items": {"type": "object", "required": ["name"],
-                                        "properties": {
-                                            "name": {"type": "string", "maxLength": 9},
-                                            "weight": {"type": "integer", "default": 3}}}},
-                                "tags": {"type": "object", "maxProperties": 2,
-                                    "additionalProperties": {"type": "string"}},
-                            },
-                            "x-kubernetes-validations": [
-                                {"rule": "self.color != 'blue' || self.size < 5",
-                                 "message": "blue ones are small"}],
-                        },
-                        "status": {"type": "object", "properties": {
-                            "seen": {"type": "integer", "minimum": 0}}},
-                    },
-                }},
-            }],
-        },
-    }))
-    .expect("a CRD")
-}
 
 /// One side of the comparison.
 struct Arm {
@@ -133,28 +80,104 @@ impl Names {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Of {
-    Widget,
-    Lease,
+/// The order of the versions that one object after the other shows.
+#[derive(Default)]
+struct Versions(u64);
+
+impl Versions {
+    /// How the version of `object` stands to that of the one before; none if it shows none.
+    fn next(&mut self, object: &Value) -> Option<Ordering> {
+        let version: u64 = object["metadata"]["resourceVersion"].as_str()?.parse().ok()?;
+        // A list's version counts the writes of the whole server.
+        if !object["items"].is_null() {
+            return None;
+        }
+        let order = version.cmp(&self.0);
+        self.0 = version;
+        Some(order)
+    }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Of {
+    Widget,
+    VirtualMachine,
+    Lease,
+    Event,
+    Secret,
+    Namespace,
+}
+
+/// Kinds of which all that lies in the namespace is watched. Namespaces lie in none.
+const WATCHED: [Of; 5] = [Of::Widget, Of::VirtualMachine, Of::Lease, Of::Event, Of::Secret];
+
 impl Of {
-    fn base(self, namespace: &str) -> String {
-        match self {
-            Self::Widget => {
-                format!("/apis/conformance.stockade.dev/v1/namespaces/{namespace}/widgets")
-            }
-            Self::Lease => format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
+    /// The kind that a sequence is about.
+    fn of(seed: u64) -> Self {
+        match seed % 8 {
+            0 | 4 => Self::Widget,
+            1 | 5 => Self::VirtualMachine,
+            2 => Self::Lease,
+            3 => Self::Event,
+            6 => Self::Secret,
+            _ => Self::Namespace,
         }
     }
 
-    fn object(self, name: &str, spec: Value) -> Value {
-        let (version, kind) = match self {
-            Self::Widget => ("conformance.stockade.dev/v1", "Widget"),
-            Self::Lease => ("coordination.k8s.io/v1", "Lease"),
-        };
-        json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec})
+    /// Group, version, kind, and its plural.
+    fn names(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Self::Widget => ("conformance.stockade.dev", "v1", "Widget", "widgets"),
+            Self::VirtualMachine => {
+                ("stockade.dev", "v1alpha1", "VirtualMachine", "virtualmachines")
+            }
+            Self::Lease => ("coordination.k8s.io", "v1", "Lease", "leases"),
+            Self::Event => ("events.k8s.io", "v1", "Event", "events"),
+            Self::Secret => ("", "v1", "Secret", "secrets"),
+            Self::Namespace => ("", "v1", "Namespace", "namespaces"),
+        }
+    }
+
+    fn base(self, namespace: &str) -> String {
+        let (group, version, _, plural) = self.names();
+        let root = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+        match self {
+            Self::Namespace => format!("{root}/{version}/{plural}"),
+            _ => format!("{root}/{version}/namespaces/{namespace}/{plural}"),
+        }
+    }
+
+    /// An object of this kind with these fields beside its metadata.
+    fn object(self, name: &str, fields: &Value) -> Value {
+        let (group, version, kind, _) = self.names();
+        let version =
+            if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let mut object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}});
+        merge(&mut object, fields);
+        object
+    }
+
+    /// Fields with which an object is accepted.
+    fn accepted(self, namespace: &str) -> Value {
+        match self {
+            Self::Widget => json!({"spec": {"size": 1}}),
+            Self::VirtualMachine => json!({"spec": {"memory": "1Gi", "disks": [
+                {"name": "root", "storage": "vms", "existing": {"path": "a.qcow2"}},
+            ]}}),
+            Self::Lease => json!({"spec": {"leaseDurationSeconds": 1}}),
+            Self::Event => json!({
+                "action": "Start", "reason": "Started", "type": "Normal", "note": "it runs",
+                "eventTime": "2026-01-01T00:00:00.000000Z",
+                "reportingController": "stockade.dev/agent", "reportingInstance": "h1",
+                "regarding": {"kind": "VirtualMachine", "name": "a", "namespace": namespace},
+            }),
+            Self::Secret => json!({"data": {"user": "YQ=="}}),
+            Self::Namespace => json!({}),
+        }
+    }
+
+    fn has_status(self) -> bool {
+        matches!(self, Self::Widget | Self::VirtualMachine)
     }
 }
 
@@ -204,7 +227,8 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 impl Arm {
-    async fn send(&self, method: &str, uri: &str, body: &Value) -> Result<Value, (u16, String)> {
+    /// The answer; of a refusal its code and reason, and the fields that it names.
+    async fn send(&self, method: &str, uri: &str, body: &Value) -> Result<Value, String> {
         let content = match method {
             "PATCH" => "application/merge-patch+json",
             _ => "application/json",
@@ -218,7 +242,12 @@ impl Arm {
             .expect("a request");
         match self.client.request::<Value>(request).await {
             Ok(value) => Ok(value),
-            Err(kube::Error::Api(status)) => Err((status.code, status.reason.clone())),
+            Err(kube::Error::Api(status)) => {
+                let causes = status.details.iter().flat_map(|d| &d.causes);
+                let mut fields: Vec<&str> = causes.map(|c| c.field.as_str()).collect();
+                fields.sort_unstable();
+                Err(format!("{} {} {}", status.code, status.reason, fields.join(" ")))
+            }
             Err(other) => panic!("{method} {uri}: {other}"),
         }
     }
@@ -228,12 +257,13 @@ impl Arm {
         let mut names = Names::default();
         let mut seen: Vec<Value> = Vec::new();
         let mut answers = Vec::new();
+        let mut versions = Versions::default();
         for step in steps {
             let uri = format!("{}{}?{}", of.base(&self.namespace), step.path, step.query);
             let mut body = step.body.clone();
             if step.on_last {
                 let mut object =
-                    seen.last().cloned().unwrap_or_else(|| of.object("none", json!({})));
+                    seen.last().cloned().unwrap_or_else(|| of.object("none", &json!({})));
                 merge(&mut object, &body);
                 body = object;
             }
@@ -253,9 +283,10 @@ impl Arm {
                     if value["kind"] != "Status" && value.get("items").is_none() {
                         seen.push(value.clone());
                     }
-                    format!("{}", names.tidy(value))
+                    let order = versions.next(&value);
+                    format!("{} {order:?}", names.tidy(value))
                 }
-                Err((code, reason)) => format!("{code} {reason}"),
+                Err(refused) => refused,
             });
         }
         answers
@@ -263,17 +294,16 @@ impl Arm {
 
     /// Collects what a watch of all `of` in the namespace tells until it is dropped.
     fn watch(&self, of: Of, from: String) -> tokio::task::JoinHandle<Vec<String>> {
-        let gvk = match of {
-            Of::Widget => GroupVersionKind::gvk("conformance.stockade.dev", "v1", "Widget"),
-            Of::Lease => GroupVersionKind::gvk("coordination.k8s.io", "v1", "Lease"),
-        };
-        let kind = ApiResource::from_gvk(&gvk);
+        let (group, version, kind, plural) = of.names();
+        let gvk = GroupVersionKind::gvk(group, version, kind);
+        let kind = ApiResource::from_gvk_with_plural(&gvk, plural);
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &self.namespace, &kind);
         tokio::spawn(async move {
             let params = WatchParams::default().timeout(280).disable_bookmarks();
             let mut events = Box::pin(api.watch(&params, &from).await.expect("a watch"));
             let (mut names, mut told) = (Names::default(), Vec::new());
+            let mut versions = Versions::default();
             while let Ok(Ok(Some(event))) =
                 tokio::time::timeout(Duration::from_secs(20), events.try_next()).await
             {
@@ -288,63 +318,169 @@ impl Arm {
                     break;
                 }
                 let value = serde_json::to_value(object).expect("JSON");
-                told.push(format!("{word} {}", names.tidy(value)));
+                let order = versions.next(&value);
+                told.push(format!("{word} {} {order:?}", names.tidy(value)));
             }
             told
         })
     }
 }
 
-fn draw_spec(rng: &mut Rng, of: Of) -> Value {
-    if of == Of::Lease {
-        let specs = [
-            json!({"holderIdentity": "a", "leaseDurationSeconds": 15}),
-            json!({"holderIdentity": "b", "renewTime": "2026-01-01T00:00:01.500000Z"}),
-            json!({"leaseDurationSeconds": 0}),
-            json!({"leaseTransitions": -1}),
-            json!({"leaseTransitions": 2, "unknown": "x"}),
-            json!({"holderIdentity": 7}),
-            json!({}),
-        ];
-        return rng.pick(&specs).cloned().unwrap_or_default();
+/// Changes of the fields beside the metadata, each legal or not.
+fn changes(of: Of) -> Vec<Value> {
+    match of {
+        Of::Widget => WIDGETS.iter().map(|spec| json!({"spec": parsed(spec)})).collect(),
+        Of::VirtualMachine => MACHINES.iter().map(|spec| json!({"spec": parsed(spec)})).collect(),
+        Of::Lease => LEASES.iter().map(|spec| json!({"spec": parsed(spec)})).collect(),
+        Of::Event => EVENTS.iter().map(|text| parsed(text)).collect(),
+        Of::Secret => SECRETS.iter().map(|text| parsed(text)).collect(),
+        Of::Namespace => NAMESPACES.iter().map(|text| parsed(text)).collect(),
     }
-    let mut spec = json!({"size": rng.between(1, 6)});
-    let extras = [
-        json!({}),
-        json!({"color": "blue"}),
-        json!({"color": "green"}),
-        json!({"color": null}),
-        json!({"size": 0}),
-        json!({"size": "1"}),
-        json!({"size": null}),
-        json!({"size": 1.5}),
-        json!({"note": "abc"}),
-        json!({"note": "ABC"}),
-        json!({"note": "abcdef"}),
-        json!({"maybe": null}),
-        json!({"memory": "1Gi"}),
-        json!({"memory": 5}),
-        json!({"memory": true}),
-        json!({"owner": "me"}),
-        json!({"owner": "you"}),
-        json!({"parts": [{"name": "a"}, {"name": "b", "weight": 1, "odd": 2}]}),
-        json!({"parts": [{"name": "a"}, {"name": "a"}]}),
-        json!({"parts": [{"weight": 1}]}),
-        json!({"parts": [{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}]}),
-        json!({"tags": {"a": "b"}}),
-        json!({"tags": {"a": 1}}),
-        json!({"tags": {"a": "1", "b": "2", "c": "3"}}),
-        json!({"unknown": {"deep": 1}}),
-    ];
-    for _ in 0..rng.between(0, 2) {
-        for (key, value) in rng.pick(&extras).and_then(Value::as_object).into_iter().flatten() {
-            spec[key] = value.clone();
-        }
-    }
-    spec
 }
 
-fn draw(rng: &mut Rng, of: Of, name: &str) -> Step {
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+const WIDGETS: [&str; 25] = [
+    r#"{}"#,
+    r#"{"color": "blue"}"#,
+    r#"{"color": "green"}"#,
+    r#"{"color": null}"#,
+    r#"{"size": 0}"#,
+    r#"{"size": "1"}"#,
+    r#"{"size": null}"#,
+    r#"{"size": 1.5}"#,
+    r#"{"note": "abc"}"#,
+    r#"{"note": "ABC"}"#,
+    r#"{"note": "abcdef"}"#,
+    r#"{"maybe": null}"#,
+    r#"{"memory": "1Gi"}"#,
+    r#"{"memory": 5}"#,
+    r#"{"memory": true}"#,
+    r#"{"owner": "me"}"#,
+    r#"{"owner": "you"}"#,
+    r#"{"parts": [{"name": "a"}, {"name": "b", "weight": 1, "odd": 2}]}"#,
+    r#"{"parts": [{"name": "a"}, {"name": "a"}]}"#,
+    r#"{"parts": [{"weight": 1}]}"#,
+    r#"{"parts": [{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}]}"#,
+    r#"{"tags": {"a": "b"}}"#,
+    r#"{"tags": {"a": 1}}"#,
+    r#"{"tags": {"a": "1", "b": "2", "c": "3"}}"#,
+    r#"{"unknown": {"deep": 1}}"#,
+];
+
+const MACHINES: [&str; 20] = [
+    r#"{}"#,
+    r#"{"runPolicy": "Halted"}"#,
+    r#"{"runPolicy": "Sometimes"}"#,
+    r#"{"runPolicy": null}"#,
+    r#"{"paused": true}"#,
+    r#"{"paused": "yes"}"#,
+    r#"{"memory": "2Gi"}"#,
+    r#"{"memory": "1Mi"}"#,
+    r#"{"memory": "lots"}"#,
+    r#"{"memory": null}"#,
+    r#"{"cpu": {"cores": 2}}"#,
+    r#"{"cpu": {"cores": 0}}"#,
+    r#"{"stopGraceSeconds": 86401}"#,
+    r#"{"placement": {"requiredHosts": ["h1", "h2"], "odd": 1}}"#,
+    r#"{"placement": {"apartFrom": "b"}}"#,
+    r#"{"disks": [{"name": "own", "storage": "vms", "blank": {}, "size": "1Gi", "reclaim": "Delete"}]}"#,
+    r#"{"disks": [{"name": "own", "storage": "vms", "existing": {"path": "../a.qcow2"}}]}"#,
+    r#"{"disks": [{"name": "a", "storage": "vms"}]}"#,
+    r#"{"cloudInit": {"userData": "x"}}"#,
+    r#"{"cloudInit": {}}"#,
+];
+
+const LEASES: [&str; 7] = [
+    r#"{"holderIdentity": "a", "leaseDurationSeconds": 15}"#,
+    r#"{"holderIdentity": "b", "renewTime": "2026-01-01T00:00:01.500000Z"}"#,
+    r#"{"leaseDurationSeconds": 0}"#,
+    r#"{"leaseTransitions": -1}"#,
+    r#"{"leaseTransitions": 2, "unknown": "x"}"#,
+    r#"{"holderIdentity": 7}"#,
+    r#"{}"#,
+];
+
+const EVENTS: [&str; 12] = [
+    r#"{}"#,
+    r#"{"reason": ""}"#,
+    r#"{"action": null}"#,
+    r#"{"reportingController": null}"#,
+    r#"{"reportingInstance": ""}"#,
+    r#"{"eventTime": null}"#,
+    r#"{"type": "Odd"}"#,
+    r#"{"type": "Warning"}"#,
+    r#"{"note": "another"}"#,
+    r#"{"regarding": {"namespace": "elsewhere"}}"#,
+    r#"{"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}}"#,
+    r#"{"unknown": 1}"#,
+];
+
+const SECRETS: [&str; 9] = [
+    r#"{}"#,
+    r#"{"data": {"key": "Yg=="}}"#,
+    r#"{"data": {"key": null}}"#,
+    r#"{"data": {"user": 7}}"#,
+    r#"{"stringData": {"more": "text"}}"#,
+    r#"{"type": "Opaque"}"#,
+    r#"{"type": "example.com/kind"}"#,
+    r#"{"immutable": true}"#,
+    r#"{"unknown": 1}"#,
+];
+
+const NAMESPACES: [&str; 4] = [
+    r#"{}"#,
+    r#"{"unknown": 1}"#,
+    r#"{"status": {"phase": "Terminating"}}"#,
+    r#"{"metadata": {"labels": {"kubernetes.io/metadata.name": "another"}}}"#,
+];
+
+/// What an object has beside its metadata: mostly legal, with up to two changes.
+fn draw_fields(rng: &mut Rng, of: Of, namespace: &str) -> Value {
+    let mut fields = of.accepted(namespace);
+    if of == Of::Widget {
+        fields["spec"]["size"] = rng.between(1, 6).into();
+    }
+    if of == Of::Lease {
+        fields = json!({"spec": {}});
+    }
+    let changes = changes(of);
+    for _ in 0..rng.between(0, 2) {
+        let change = rng.pick(&changes).cloned().unwrap_or_default();
+        put_in(&mut fields, &change);
+    }
+    fields
+}
+
+/// Lays `change` over `fields`; a null of it stays.
+fn put_in(fields: &mut Value, change: &Value) {
+    for (key, value) in change.as_object().into_iter().flatten() {
+        if value.is_object() && fields[key].is_object() {
+            put_in(&mut fields[key], value);
+        } else {
+            fields[key] = value.clone();
+        }
+    }
+}
+
+fn draw_status(rng: &mut Rng, of: Of) -> Value {
+    match of {
+        Of::VirtualMachine => {
+            let status = [
+                json!({"epoch": rng.below(3)}),
+                json!({"printableStatus": "Running", "host": "h1"}),
+                json!({"printableStatus": "Odd"}),
+                json!({"epoch": "one"}),
+            ];
+            rng.pick(&status).cloned().unwrap_or_default()
+        }
+        _ => json!({"seen": rng.below(3)}),
+    }
+}
+
+fn draw(rng: &mut Rng, of: Of, namespace: &str, name: &str) -> Step {
     let one = format!("/{name}");
     let metadata = [
         json!({}),
@@ -360,42 +496,53 @@ fn draw(rng: &mut Rng, of: Of, name: &str) -> Step {
         json!({"name": "another"}),
     ];
     let metadata = rng.pick(&metadata).cloned().unwrap_or_default();
-    let spec = draw_spec(rng, of);
-    match rng.below(if of == Of::Widget { 14 } else { 11 }) {
-        0 | 1 => step("POST", "", of.object(name, spec)),
+    let mut fields = draw_fields(rng, of, namespace);
+    match rng.below(if of.has_status() { 14 } else { 11 }) {
+        0 | 1 => step("POST", "", of.object(name, &fields)),
         2 => {
-            let mut object = of.object(name, spec);
+            let mut object = of.object(name, &fields);
             merge(&mut object["metadata"], &metadata);
             step("POST", "", object)
         }
         3 => step("GET", &one, Value::Null),
-        4 => Step { on_last: true, ..step("PUT", &one, json!({"spec": spec})) },
+        4 => Step { on_last: true, ..step("PUT", &one, fields) },
         5 => Step { on_last: true, ..step("PUT", &one, json!({"metadata": metadata})) },
-        6 => Step { on_last: true, stale: true, ..step("PUT", &one, json!({"spec": spec})) },
-        7 => step("PUT", &one, of.object(name, spec)),
-        8 => step("PATCH", &one, json!({"metadata": metadata, "spec": spec})),
-        9 => match rng.below(3) {
+        6 => Step { on_last: true, stale: true, ..step("PUT", &one, fields) },
+        7 => step("PUT", &one, of.object(name, &fields)),
+        8 => {
+            merge(&mut fields["metadata"], &metadata);
+            step("PATCH", &one, fields)
+        }
+        // What becomes of a namespace that is deleted its controller decides.
+        9 if of != Of::Namespace => match rng.below(3) {
             0 => step("DELETE", &one, json!({"preconditions": {"uid": "wrong"}})),
             1 => Step { with_uid: true, ..step("DELETE", &one, Value::Null) },
             _ => step("DELETE", &one, Value::Null),
         },
-        10 => {
+        9 | 10 => {
             let fields = format!("fieldSelector=metadata.name%3D{name}");
             Step { query: fields, ..step("GET", "", Value::Null) }
         }
         11 => {
-            let seen = rng.below(3);
-            step("PATCH", &format!("{one}/status"), json!({"status": {"seen": seen}, "spec": spec}))
+            fields["status"] = draw_status(rng, of);
+            step("PATCH", &format!("{one}/status"), fields)
         }
         12 => {
-            let body = json!({"status": {"seen": "x"}, "metadata": metadata});
+            let mut body = json!({"status": {"seen": "x"}, "metadata": metadata});
+            if of == Of::VirtualMachine {
+                body["status"] = draw_status(rng, of);
+            }
             step("PATCH", &format!("{one}/status"), body)
         }
         _ => {
             // A legal spec: kube-apiserver ignores it here, but writes when one that it cannot
             // read as typed upsets its managedFields, which we do not keep.
-            let spec = json!({"size": rng.between(1, 9)});
-            let body = json!({"status": {"seen": 5}, "spec": spec, "metadata": metadata});
+            let mut body = of.accepted(namespace);
+            if of == Of::Widget {
+                body["spec"]["size"] = rng.between(1, 9).into();
+            }
+            body["status"] = draw_status(rng, of);
+            body["metadata"] = metadata;
             Step { on_last: true, ..step("PUT", &format!("{one}/status"), body) }
         }
     }
@@ -409,8 +556,8 @@ fn by_hand(name: &str) -> Vec<Step> {
     let put = |body| Step { on_last: true, ..step("PUT", &one, body) };
     vec![
         step("GET", &one, Value::Null),
-        step("POST", "", of.object(name, json!({"size": 1, "odd": 1}))),
-        step("POST", "", of.object(name, json!({"size": 1}))),
+        step("POST", "", of.object(name, &json!({"spec": {"size": 1, "odd": 1}}))),
+        step("POST", "", of.object(name, &json!({"spec": {"size": 1}}))),
         put(json!({})),
         put(json!({"spec": {"size": 2}, "status": {"seen": 9}})),
         Step { stale: true, ..put(json!({"spec": {"size": 3}})) },
@@ -436,9 +583,9 @@ fn by_hand(name: &str) -> Vec<Step> {
         Step { query: "resourceVersion=abc".to_owned(), ..step("GET", "", Value::Null) },
         Step {
             query: "fieldValidation=Strict".to_owned(),
-            ..step("POST", "", of.object(name, json!({"size": 1, "odd": 1})))
+            ..step("POST", "", of.object(name, &json!({"spec": {"size": 1, "odd": 1}})))
         },
-        step("POST", "", of.object("Not_A_Name", json!({"size": 1}))),
+        step("POST", "", of.object("Not_A_Name", &json!({"spec": {"size": 1}}))),
         step("POST", "", json!({"apiVersion": "v1", "kind": "Widget", "metadata": {"name": name}})),
     ]
 }
@@ -450,26 +597,17 @@ async fn the_in_process_api_answers_as_kube_apiserver_does() {
             client: plane.setup_client().await.expect("client"),
             namespace: namespace.to_owned(),
         };
-        let crds: Api<CustomResourceDefinition> = Api::all(real.client.clone());
-        crds.create(&PostParams::default(), &widget_crd()).await.expect("CRD");
-        let served = async || {
-            let uri = format!("{}?", Of::Widget.base(namespace));
-            real.send("GET", &uri, &Value::Null).await
-        };
-        for _ in 0..200 {
-            if served().await.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let sim = SimApi::new(&[widget_crd()], 1).expect("schema");
+        let mut crds = stockade_crds::all_crds();
+        crds.push(api::widget_crd());
+        api::install(&real.client, &crds).await;
+        let sim = SimApi::new(&crds, 1).expect("schema");
         let home =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
         sim.admin().create(&home).expect("namespace");
         let ours = Arm { client: sim.client("user"), namespace: namespace.to_owned() };
 
         let mut watches = Vec::new();
-        for of in [Of::Widget, Of::Lease] {
+        for of in WATCHED {
             for arm in [&real, &ours] {
                 let uri = format!("{}?", of.base(namespace));
                 let list = arm.send("GET", &uri, &Value::Null).await.expect("list");
@@ -482,18 +620,18 @@ async fn the_in_process_api_answers_as_kube_apiserver_does() {
         let mut compared = 0;
         for seed in 0..=SEQUENCES {
             let mut rng = Rng::new(seed);
-            let of = if seed % 4 == 3 { Of::Lease } else { Of::Widget };
+            let of = Of::of(seed);
             let name = format!("o{seed}");
             let steps: Vec<Step> = match seed {
                 0 => by_hand(&name),
-                _ => (0..STEPS).map(|_| draw(&mut rng, of, &name)).collect(),
+                _ => (0..STEPS).map(|_| draw(&mut rng, of, namespace, &name)).collect(),
             };
             let (theirs, mine) = (real.run(of, &steps).await, ours.run(of, &steps).await);
             for ((step, theirs), mine) in steps.iter().zip(&theirs).zip(&mine) {
                 compared += 1;
                 if theirs != mine {
                     different.push(format!(
-                        "sequence {seed}: {} {}?{} {} (on_last {}, stale {})\n  kube-apiserver: \
+                        "sequence {seed}, {of:?}: {} {}?{} {} (on_last {}, stale {})\n  kube-apiserver: \
                          {theirs}\n  in process:     {mine}",
                         step.method, step.path, step.query, step.body, step.on_last, step.stale
                     ));
@@ -501,8 +639,8 @@ async fn the_in_process_api_answers_as_kube_apiserver_does() {
                 }
             }
         }
-        for of in [Of::Widget, Of::Lease] {
-            let last = of.object("end-of-watch", json!({"size": 1, "leaseDurationSeconds": 1}));
+        for of in WATCHED {
+            let last = of.object("end-of-watch", &of.accepted(namespace));
             for arm in [&real, &ours] {
                 arm.send("POST", &format!("{}?", of.base(namespace)), &last).await.expect("end");
             }
@@ -511,14 +649,14 @@ async fn the_in_process_api_answers_as_kube_apiserver_does() {
         for watch in watches {
             told.push(watch.await.expect("watch"));
         }
-        for pair in told.chunks(2) {
+        for (of, pair) in WATCHED.iter().zip(told.chunks(2)) {
             let [theirs, mine] = pair else { continue };
-            assert!(theirs.len() > 50, "few events: {}", theirs.len());
+            assert!(theirs.len() > 30, "{of:?}: few events: {}", theirs.len());
             let first = theirs.iter().zip(mine).find(|(t, m)| t != m);
             if let Some((t, m)) = first {
-                different.push(format!("watch\n  kube-apiserver: {t}\n  in process:     {m}"));
+                different.push(format!("watch of {of:?}\n  kube-apiserver: {t}\n  in process:     {m}"));
             } else if theirs.len() != mine.len() {
-                different.push(format!("watch: {} events, {} here", theirs.len(), mine.len()));
+                different.push(format!("watch of {of:?}: {} events, {} here", theirs.len(), mine.len()));
             }
         }
         assert!(
@@ -530,4 +668,25 @@ async fn the_in_process_api_answers_as_kube_apiserver_does() {
     })
     .await
     .expect("control plane");
+}
+
+#[tokio::test]
+async fn kube_apiserver_does_what_clients_live_on() {
+    with_control_plane("bodies", async |plane, namespace| {
+        let real = plane.setup_client().await.expect("client");
+        api::install(&real, &[api::widget_crd()]).await;
+        // What was before a kind was installed a server has never known.
+        api::objects(&real, namespace, &|| ()).await;
+    })
+    .await
+    .expect("control plane");
+}
+
+#[tokio::test]
+async fn a_namespace_goes_with_what_lies_in_it() {
+    let options = Options { controller_manager: true, ..Options::default() };
+    let plane = ControlPlane::start(options).await.expect("control plane");
+    let client = plane.setup_client().await.expect("client");
+    api::install(&client, &[api::widget_crd()]).await;
+    api::namespaces(&client).await;
 }

@@ -1,16 +1,18 @@
 //! The simulated arms of the tests that have two: what is simulated does what the real thing does.
-//! The real arm is `local_libvirt.rs`.
+//! The real arms are `local_libvirt.rs` and `api_conformance.rs`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde_json::json;
 use stockade_crds::v1alpha1::{AgentStorage, DomainSpec, LockKind, StorageKind};
-use stockade_e2e::conformance::{self, Hands};
+use stockade_e2e::conformance::{self, Hands, api};
 use stockade_host::ports::{AgentPorts, JournalState};
 use stockade_sim::host::agent_ports;
 use stockade_sim::host::gate::Gate;
+use stockade_sim::kube::SimApi;
 use stockade_sim::world::Sim;
 use stockade_sim::world::model::{Store, WatchdogKind};
 use stockade_sim::world::power::Build;
@@ -86,4 +88,14 @@ async fn a_simulated_host_does_what_libvirt_does() {
         let violations = host.sim.lock().oracle.violations.clone();
         assert_eq!(violations, [], "{lock:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_in_process_api_does_what_kube_apiserver_does() {
+    let sim = SimApi::new(&[api::widget_crd()], 1).unwrap();
+    let home = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "home"}});
+    sim.admin().create(&home).unwrap();
+    let client = sim.client("user");
+    api::objects(&client, "home", &|| sim.faults().compact()).await;
+    api::namespaces(&client).await;
 }

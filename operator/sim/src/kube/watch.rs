@@ -20,8 +20,8 @@ use super::store::{Object, within};
 
 /// A watch without `timeoutSeconds` ends after this.
 const TIMEOUT: Duration = Duration::from_secs(1800);
-/// Bookmarks come about this often.
-const BOOKMARK: Duration = Duration::from_secs(60);
+/// Bookmarks come about this often, and one so long before the end.
+const BOOKMARK: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(2));
 
 /// Opens a watch of `target`.
 pub fn open(endpoint: &Endpoint, target: &Target, query: &Query) -> Result<ResponseBody, Refusal> {
@@ -76,7 +76,7 @@ pub fn open(endpoint: &Endpoint, target: &Target, query: &Query) -> Result<Respo
         first,
         wake,
         deadline: now + timeout,
-        bookmark: query.bookmarks.then_some(now + BOOKMARK),
+        bookmark: if query.bookmarks { next_bookmark(now, now + timeout) } else { None },
         over: false,
     };
     let frames = stream::unfold(watch, |mut watch| async move {
@@ -84,6 +84,12 @@ pub fn open(endpoint: &Endpoint, target: &Target, query: &Query) -> Result<Respo
         Some((chunk.map(|bytes| Frame::data(Bytes::from(bytes))), watch))
     });
     Ok(StreamBody::new(frames).boxed_unsync())
+}
+
+/// When the next bookmark is due, if one is before the end.
+fn next_bookmark(now: Instant, deadline: Instant) -> Option<Instant> {
+    let due = (now + BOOKMARK.0).min(deadline.checked_sub(BOOKMARK.1)?);
+    (due > now).then_some(due)
 }
 
 struct Watch {
@@ -172,7 +178,7 @@ impl Watch {
         if let Some(due) = self.bookmark
             && now >= due
         {
-            self.bookmark = Some(now + BOOKMARK);
+            self.bookmark = next_bookmark(now, self.deadline);
             if self.cursor >= inner.store.revision() || lag.is_none() {
                 return Step::Lines(self.bookmark_line());
             }
