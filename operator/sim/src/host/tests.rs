@@ -334,3 +334,53 @@ async fn the_same_seed_gives_the_same_history() {
     }
     assert_eq!(histories[0], histories[1]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shot_while_the_brake_holds_is_seen_unless_a_human_has_spoken() {
+    for spoken in [false, true] {
+        let sim = world().await;
+        let fence = SimFence { sim: sim.clone(), gate: Gate::open() };
+        sim.lock().storm.declared = ["h1", "h2"].map(str::to_owned).into();
+        let shoot = async |host: &str| {
+            sim.lock().cut(host, &[Net::Api, Net::Storage], &[Way::In, Way::Out], true);
+            seconds(10).await;
+            fence.run(&call(&format!("bmc-{host}"), FenceAction::Off)).await.unwrap();
+        };
+        shoot("h1").await;
+        assert!(!broken(&sim).contains(&Rule::Brake), "one host of two may be shot");
+        if spoken {
+            let boot = sim.lock().machines.get("h2").unwrap().boot_id.clone();
+            sim.lock().storm.confirmed.insert(("h2".to_owned(), boot));
+        }
+        shoot("h2").await;
+        assert_eq!(broken(&sim).contains(&Rule::Brake), !spoken);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_brake_counts_hosts_that_are_dark_and_forgets_shots_in_time() {
+    let sim = world().await;
+    let fence = SimFence { sim: sim.clone(), gate: Gate::open() };
+    sim.lock().storm.declared = ["h1", "h2"].map(str::to_owned).into();
+    let off = async |host: &str| {
+        fence.run(&call(&format!("bmc-{host}"), FenceAction::Off)).await.unwrap();
+    };
+    let on = |host: &str| {
+        let mut world = sim.lock();
+        world.switch_on(host);
+    };
+    off("h1").await;
+    on("h1");
+    seconds(600).await;
+    sim.lock().panic("h2");
+    seconds(10).await;
+    off("h2").await;
+    on("h2");
+    assert!(!broken(&sim).contains(&Rule::Brake), "{:?}", broken(&sim));
+    seconds(700).await;
+    sim.lock().switch_off("h1");
+    sim.lock().panic("h2");
+    seconds(20).await;
+    off("h2").await;
+    assert!(broken(&sim).contains(&Rule::Brake), "h1 has been dark for 20 s");
+}

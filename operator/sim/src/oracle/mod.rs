@@ -43,10 +43,16 @@ pub enum Rule {
     EpochOnce,
     /// Epochs of a VM never fall, nor do those on a disk, whatever VM uses it (S9, safety §1).
     EpochRises,
+    /// Nobody is shot while the storm brake holds, but by a human's word (S13).
+    Brake,
+    /// Who is to be stopped, has used up its limits or is only watched is not placed (S20).
+    WantedToRun,
+    /// What is placed may run there: required hosts, and VMs that it is to be apart from (S17).
+    StrictRules,
 }
 
 /// All predicates.
-pub const RULES: [Rule; 16] = [
+pub const RULES: [Rule; 19] = [
     Rule::OneCopy,
     Rule::OneWriter,
     Rule::FreshMemory,
@@ -63,6 +69,9 @@ pub const RULES: [Rule; 16] = [
     Rule::NoShotAtEmpty,
     Rule::EpochOnce,
     Rule::EpochRises,
+    Rule::Brake,
+    Rule::WantedToRun,
+    Rule::StrictRules,
 ];
 
 impl Rule {
@@ -86,6 +95,9 @@ impl Rule {
             Self::NoShotAtEmpty => "a host on which nothing of ours runs is not shot",
             Self::EpochOnce => "an epoch is started at most once",
             Self::EpochRises => "epochs of a VM, and on a disk, never fall",
+            Self::Brake => "nobody is shot while the storm brake holds",
+            Self::WantedToRun => "who is not wanted to run is not placed",
+            Self::StrictRules => "strict rules hold wherever a VM is placed",
         }
     }
 }

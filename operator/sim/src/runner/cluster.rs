@@ -17,6 +17,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::process::behind;
+use super::wishes::Wishes;
 use crate::host::gate::Gate;
 use crate::host::{SimFence, SimServer, true_clock};
 use crate::kube::{Fault, FaultId, Refusal, SchemaError, Scope, SimApi, Write};
@@ -102,8 +103,29 @@ pub struct Cluster {
     api_cuts: BTreeMap<(String, Way), FaultId>,
 }
 
-/// Tells the world that a boot was heard, or an epoch ordered.
+/// Tells the world that a boot was heard, an epoch ordered, a host declared, or the policy set.
 fn tell_of_life(world: &mut World, write: &Write) {
+    let spec = write.after.as_ref().map(|after| &after.value["spec"]);
+    match (write.kind.as_str(), spec) {
+        ("Lease", Some(spec)) if write.name == stockade_controller::LEASE_NAME => {
+            world.storm.lead(spec["holderIdentity"].as_str().unwrap_or_default());
+        }
+        ("Host", Some(_)) => {
+            world.storm.declared.insert(write.name.clone());
+        }
+        ("Host", None) => {
+            world.storm.declared.remove(&write.name);
+        }
+        ("AvailabilityPolicy", Some(spec)) => {
+            let number = |key: &str| spec[key].as_u64();
+            let seconds = |key: &str, usual| number(key).unwrap_or(usual);
+            let missed = seconds("suspectSeconds", 6) + 3 * seconds("heartbeatSeconds", 2) + 2;
+            world.storm.missed_ms = missed * 1_000;
+            let named = number("stormBrakeHosts").and_then(|n| usize::try_from(n).ok());
+            world.storm.named = named;
+        }
+        _ => {}
+    }
     let host = write.namespace.as_deref().and_then(host_of_namespace);
     let Some(host) = host else { return };
     if write.kind == "Domain" {
@@ -292,11 +314,22 @@ impl Cluster {
         let api = self.api.clone();
         let mut writes = self.api.admin().subscribe();
         tokio::spawn(async move {
+            let mut wishes = Wishes::default();
             while let Some(write) = writes.recv().await {
                 let Some(sim) = sim.upgrade() else { return };
+                if write.kind == "VirtualMachine" {
+                    wishes.written(&mut sim.lock(), &write);
+                    continue;
+                }
                 if write.kind != "HostFence" {
                     tell_of_life(&mut sim.lock(), &write);
                     continue;
+                }
+                if let Some(fence) = write.after.as_ref().map(|after| &after.value["spec"])
+                    && !fence["confirmation"].is_null()
+                {
+                    let text = |key: &str| fence[key].as_str().unwrap_or_default().to_owned();
+                    sim.lock().storm.confirmed.insert((text("host"), text("bootId")));
                 }
                 let Some(fence) = api.admin().get_as::<HostFence>(None, &write.name) else {
                     continue;
@@ -347,6 +380,7 @@ impl Cluster {
     /// Starts one more controller that leads beside the present leader, as if the leader's Lease
     /// had failed.
     pub fn start_second_leader(&self) {
+        self.sim.lock().two_leaders = true;
         self.starter().start("stockade-controller-second");
     }
 

@@ -9,5 +9,6 @@ mod history_tests;
 mod process;
 #[cfg(test)]
 mod tests;
+mod wishes;
 
 pub use cluster::{Cluster, ClusterError, Dies, HostPlan, disk_path, mount_path};

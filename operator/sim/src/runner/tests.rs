@@ -3,6 +3,7 @@ use serde_json::json;
 use stockade_core::agent::Guards as AgentGuards;
 use stockade_core::world::Guards;
 
+use crate::oracle::Rule;
 use crate::world::event::What;
 use crate::world::model::Net;
 use crate::world::power::Which;
@@ -137,4 +138,44 @@ async fn without_the_brake_two_of_three_would_be_shot() {
 #[tokio::test(start_paused = true)]
 async fn a_host_that_lost_the_api_alone_is_not_shot() {
     assert!(!shot(Guards::default(), &["h1"], &[Net::Api]).await);
+}
+
+/// Places a VM as a controller does, whatever speaks against it.
+fn place(c: &Cluster, vm: &str, host: &str, epoch: i64) {
+    let placed = json!({"status": {"epoch": epoch, "placements": [{
+        "epoch": epoch, "host": host, "hostUid": "uid", "bootId": "boot", "state": "Ordered",
+    }]}});
+    let controller = c.api.admin().named("controller/9");
+    controller.apply_merge("VirtualMachine", Some("default"), vm, &placed, true).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_placement_that_nobody_wants_or_a_rule_forbids_is_seen() {
+    let c = Cluster::empty(1, Guards::default(), AgentGuards::default()).unwrap();
+    c.add_vm("plain", json!({})).unwrap();
+    c.add_vm("halted", json!({"runPolicy": "Halted"})).unwrap();
+    c.add_vm("manual", json!({"runPolicy": "Manual"})).unwrap();
+    c.add_vm("watched", json!({"management": "Watched"})).unwrap();
+    c.add_vm("bound", json!({"placement": {"requiredHosts": ["h1"]}})).unwrap();
+    c.add_vm("apart", json!({"placement": {"apartFrom": ["plain"]}})).unwrap();
+    place(&c, "plain", "h1", 1);
+    place(&c, "bound", "h1", 1);
+    c.pass(30).await;
+    place(&c, "apart", "h2", 1);
+    c.pass(1).await;
+    assert_eq!(c.violations(), Vec::<String>::new());
+    for (vm, host, rule) in [
+        ("halted", "h1", Rule::WantedToRun),
+        ("manual", "h1", Rule::WantedToRun),
+        ("watched", "h1", Rule::WantedToRun),
+        ("bound", "h2", Rule::StrictRules),
+        ("apart", "h1", Rule::StrictRules),
+    ] {
+        let before = c.violations().len();
+        place(&c, vm, host, 2);
+        c.pass(1).await;
+        let violations = c.violations();
+        assert_eq!(violations.len(), before + 1, "{vm} on {host}: {violations:?}");
+        assert!(violations[before].contains(rule.text()), "{vm} on {host}: {violations:?}");
+    }
 }

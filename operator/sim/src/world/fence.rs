@@ -117,6 +117,7 @@ impl World {
                 let seen = Seen::of(What::FenceOff).host(&host).device(&call.device);
                 self.emit(seen.by(Doer::Controller));
                 self.judge_shot(&host);
+                self.judge_brake(&host);
                 if mode == DeviceMode::AlreadyOff && off {
                     return Err(fail("the plug is off already"));
                 }

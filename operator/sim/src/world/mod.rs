@@ -4,6 +4,7 @@
 //! One [`World`] behind one mutex, shared by all ports. What takes time is a task of its own (a
 //! daemon's job goes on when its caller dies) that locks the world at each of its steps.
 
+pub mod brake;
 pub mod event;
 pub(crate) mod fence;
 mod io;
@@ -108,6 +109,10 @@ pub struct World {
     pub expected: BTreeMap<(String, String), (String, Option<u64>)>,
     /// Boots that are certified dead at this moment, as the API says; the runner keeps it.
     pub certified: BTreeSet<(String, String)>,
+    /// A second controller has led beside the first.
+    pub two_leaders: bool,
+    /// What the storm brake is measured by.
+    pub storm: brake::Storm,
     /// Something other than the API has been in trouble.
     pub fault_beyond_api: bool,
     /// Something may have changed since this was last made false.
@@ -153,6 +158,8 @@ impl Sim {
                 ordered: BTreeMap::new(),
                 expected: BTreeMap::new(),
                 certified: BTreeSet::new(),
+                two_leaders: false,
+                storm: brake::Storm::default(),
                 fault_beyond_api: false,
                 host_actions: 0,
                 crash_after_action: None,

@@ -272,6 +272,12 @@ pub struct Machine {
     pub down_changed: Arc<Notify>,
     /// News to the agent.
     pub news: Option<mpsc::UnboundedSender<HypervisorEvent>>,
+    /// Since when nothing that it sends arrives anywhere, in milliseconds of the world.
+    pub dark_since: Option<u64>,
+    /// Init has brought it down.
+    pub went_down_cleanly: bool,
+    /// Until when its silence is announced, in milliseconds of the world.
+    pub announced_until: u64,
     /// Devices read or cut it: the way to its fence device works.
     pub seen_boots: BTreeSet<String>,
 }

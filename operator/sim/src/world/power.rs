@@ -42,6 +42,9 @@ pub enum Which {
     Feeder,
 }
 
+/// An agent that announces a restart is not missed for so much longer than it takes.
+const RESTART_MS: u64 = 120_000;
+
 /// How long init waits for an inhibitor at most.
 pub const INHIBIT_MS: u64 = 900_000;
 
@@ -92,6 +95,9 @@ impl World {
             down_allowed: false,
             down_changed: Arc::new(Notify::new()),
             news: None,
+            dark_since: None,
+            went_down_cleanly: false,
+            announced_until: 0,
             seen_boots: BTreeSet::new(),
         };
         self.machines.insert(build.name, machine);
@@ -121,6 +127,7 @@ impl World {
         m.feeding = Feeding::default();
         m.going_down = None;
         m.down_allowed = false;
+        self.darken(host);
         self.tell_kernel_stopped(host);
         self.touch();
     }
@@ -195,6 +202,7 @@ impl World {
             process.gate.set_open(false);
         }
         m.libvirt_up = false;
+        self.darken(host);
         self.tell_kernel_stopped(host);
         self.touch();
     }
@@ -213,8 +221,10 @@ impl World {
         m.booted_at = now;
         m.boot_clock = m.counted(now);
         m.beat_counter = 0;
+        m.announced_until = 0;
         m.libvirt_up = true;
         m.libvirt_running = true;
+        self.darken(host);
         self.emit(Seen::of(What::Boot).host(host));
         for which in [Which::Feeder, Which::Beat, Which::Agent] {
             self.start_process(host, which);
@@ -289,6 +299,10 @@ impl World {
         if which != Which::Agent {
             self.crash_process(host, which, 0);
             return;
+        }
+        let now = self.now();
+        if let Some(m) = self.machines.get_mut(host) {
+            m.announced_until = now + down + RESTART_MS;
         }
         let Some(process) = self.process(host, which).filter(|p| p.running) else { return };
         process.restarts_in = Some(down);
@@ -408,11 +422,13 @@ impl World {
 
     /// Init asks to go down, cleanly.
     pub fn go_down(&mut self, host: &str, how: GoingDown) {
+        let now = self.now();
         let Some(m) = self.machines.get_mut(host) else { return };
         if m.kernel != Kernel::Up || m.going_down.is_some() {
             return;
         }
         m.going_down = Some(how);
+        m.announced_until = now + INHIBIT_MS;
         m.down_allowed = !m.agent.running;
         m.down_changed.notify_waiters();
         let (boot_no, host) = (m.boot_no, host.to_owned());
@@ -448,6 +464,9 @@ async fn go_down(sim: &Arc<Sim>, host: &str, boot_no: u64, how: GoingDown) {
     }
     world.flush(host);
     world.release_client(host);
+    if let Some(m) = world.machines.get_mut(host) {
+        m.went_down_cleanly = true;
+    }
     match how {
         GoingDown::Reboot => world.reset(host),
         GoingDown::Shutdown => {

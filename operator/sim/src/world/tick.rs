@@ -158,6 +158,7 @@ impl World {
                 }
             }
         }
+        self.darken(host);
         self.touch();
     }
 
