@@ -1,8 +1,8 @@
 //! A scenario from a seed.
 //!
 //! It is written as text and read as a file is, so that every drawn scenario is one that a file
-//! can say. Faults befall the cluster for five minutes, several at a time; then all is mended, and
-//! what is wanted must run in the end.
+//! can say. Faults befall the cluster for five minutes, several at a time; then all is mended. In the
+//! end what is wanted must run, all hosts must be there, and nobody may have anything left to write.
 
 use std::fmt::Write as _;
 
@@ -10,9 +10,9 @@ use crate::rng::Rng;
 use crate::scenario::{Scenario, ScenarioError, parse};
 
 /// Faults begin here, seconds.
-const FIRST: u64 = 20;
+pub(super) const FIRST: u64 = 20;
 /// No fault begins after this.
-const LAST: u64 = 260;
+pub(super) const LAST: u64 = 260;
 /// Seeds from here on are heavy with moves between hosts.
 pub const MOVES: u64 = 1_000_000;
 /// Everything is mended here, seconds: no fault lasts longer.
@@ -20,12 +20,14 @@ pub const MENDED: u64 = 320;
 /// What is wanted must run by then: boots, readings of a dead host's power, the lease time of a
 /// lock that nobody may break, pauses after failed starts, one after the other.
 const UNTIL: u64 = 620;
+/// For so long nobody has had anything to write by then, seconds.
+const QUIET: u64 = 30;
 
 /// A cluster that is being drawn.
-struct Draw {
+pub(super) struct Draw {
     rng: Rng,
-    hosts: Vec<String>,
-    vms: Vec<String>,
+    pub(super) hosts: Vec<String>,
+    pub(super) vms: Vec<String>,
     steps: Vec<(u64, String)>,
 }
 
@@ -62,6 +64,9 @@ pub fn text(seed: u64) -> String {
     if seed.is_multiple_of(10) {
         draw.passing(seed);
     }
+    if seed % 3 == 1 {
+        draw.further(seed);
+    }
     draw.steps.sort_by_key(|(at, _)| *at);
     out += "steps:\n";
     for (at, step) in &draw.steps {
@@ -72,6 +77,10 @@ pub fn text(seed: u64) -> String {
     for vm in &draw.vms {
         let _ = writeln!(out, "  - {{vm: \"{vm}\", running: true, copies: 1, state: Running}}");
     }
+    let _ = writeln!(out, "  - {{host: [{}], state: Ready}}", draw.hosts.join(", "));
+    let kinds = "VirtualMachine, Domain, Host, HostFence";
+    let quiet = UNTIL - QUIET;
+    let _ = writeln!(out, "  - {{event: write, kind: [{kinds}], count: 0, after: {quiet}}}");
     out
 }
 
@@ -119,7 +128,7 @@ impl Draw {
         format!("\"{vm}\"")
     }
 
-    fn step(&mut self, at: u64, text: impl Into<String>) {
+    pub(super) fn step(&mut self, at: u64, text: impl Into<String>) {
         self.steps.push((at, text.into()));
     }
 
