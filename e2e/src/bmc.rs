@@ -5,6 +5,7 @@
 use std::io;
 use std::net::UdpSocket;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ impl Bmc {
             .arg(&emulation)
             .arg("-s")
             .arg(&state)
+            // Ctrl-C is for the owner, who ends it when nobody needs it any more.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

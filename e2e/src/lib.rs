@@ -6,4 +6,5 @@ pub mod conformance;
 pub mod control_plane;
 pub mod lab;
 pub mod local_hosts;
+mod owned;
 pub mod play;

@@ -134,7 +134,7 @@ impl Lab {
             .prefix(state::PREFIX)
             .tempdir()
             .map_err(step("making a folder for the lab"))?;
-        state::own(folder.path()).map_err(step("naming the owner of the lab's folder"))?;
+        crate::owned::own(folder.path()).map_err(step("naming the owner of the lab's folder"))?;
         let shared = folder.path().join("shared.raw");
         fs::File::create(&shared)
             .and_then(|file| file.set_len(SHARED_DISK_BYTES))

@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Machine;
 use crate::local_hosts::ProcessId;
+use crate::owned::{self, itself};
 
 /// How the folders of labs begin.
 pub(super) const PREFIX: &str = "stockade-lab-";
-/// File in a lab's folder that names its owner.
-const OWNER: &str = "owner.json";
 
 /// A lab that another process holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,31 +71,8 @@ impl State {
     }
 }
 
-/// This process. One that runs has a start time; if it can't be read the owner counts as gone.
-fn itself() -> ProcessId {
-    let pid = i32::try_from(std::process::id()).unwrap_or_default();
-    ProcessId::of(pid).unwrap_or(ProcessId { pid, started: 0 })
-}
-
-/// Names this process as the owner of a folder.
-pub(super) fn own(folder: &Path) -> std::io::Result<()> {
-    let text = serde_json::to_string(&itself()).map_err(std::io::Error::other)?;
-    std::fs::write(folder.join(OWNER), text)
-}
-
 /// Removes the folders of owners that are gone. Their processes have gone with them: the first one
 /// of their namespaces ends when its owner does.
 pub fn sweep() {
-    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
-    for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            continue;
-        }
-        // A folder without an owner's name is one that is just being made, or not a lab's.
-        let owner = std::fs::read(entry.path().join(OWNER)).ok();
-        let owner = owner.and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
-        if owner.is_some_and(|owner| !owner.lives()) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
+    owned::sweep(PREFIX, |_| Ok::<(), std::convert::Infallible>(()));
 }

@@ -294,13 +294,7 @@ fn take_folder(layout: &Layout) -> Result<File, LocalHostsError> {
         Err(TryLockError::WouldBlock) => return Err(LocalHostsError::InUse(layout.root.clone())),
         Err(TryLockError::Error(error)) => return Err(at(&marker)(error)),
     }
-    let state = layout.state();
-    if let Ok(text) = fs::read_to_string(&state) {
-        let recorded: Recorded =
-            serde_json::from_str(&text).map_err(|error| at(&state)(io::Error::other(error)))?;
-        let processes: Vec<ProcessId> = recorded.into_values().flatten().collect();
-        namespace::kill_recorded(&processes).map_err(step("ending what an earlier start left"))?;
-    }
+    end_recorded(layout)?;
     for entry in fs::read_dir(&layout.root).map_err(at(&layout.root))? {
         let path = entry.map_err(at(&layout.root))?.path();
         if path == marker {
@@ -311,6 +305,24 @@ fn take_folder(layout: &Layout) -> Result<File, LocalHostsError> {
         removed.map_err(at(&path))?;
     }
     Ok(file)
+}
+
+/// Ends what is recorded of an owner that was killed, and waits for its end.
+fn end_recorded(layout: &Layout) -> Result<(), LocalHostsError> {
+    let state = layout.state();
+    let Ok(text) = fs::read_to_string(&state) else { return Ok(()) };
+    let recorded: Recorded =
+        serde_json::from_str(&text).map_err(|error| at(&state)(io::Error::other(error)))?;
+    let processes: Vec<ProcessId> = recorded.into_values().flatten().collect();
+    namespace::kill_recorded(&processes).map_err(step("ending what an earlier start left"))
+}
+
+/// Ends the hosts of a killed owner whose state lies under `dir`; the folder stays.
+///
+/// # Errors
+/// Something outlived it.
+pub(crate) fn end_left(dir: &Path) -> Result<(), LocalHostsError> {
+    end_recorded(&Layout { root: dir.to_owned() })
 }
 
 impl LocalHost {

@@ -25,7 +25,10 @@ pub use self::simulated::{Simulated, agent_main};
 pub use self::tour::{moves, tour};
 use crate::bmc::Bmc;
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
-use crate::local_hosts::{LocalHost, LocalHosts, LocalHostsError, Network, ProcessId, Signal};
+use crate::local_hosts::{
+    LocalHost, LocalHosts, LocalHostsError, Network, ProcessId, Signal, end_left,
+};
+use crate::owned;
 
 /// How long any one thing may take. A host's first start probes what its QEMU can do, and a busy
 /// machine takes most of a minute for that.
@@ -34,6 +37,10 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Lines of each log in a dump.
 const DUMP_LINES: usize = 40;
+/// How the folders of plays begin.
+const PREFIX: &str = "stockade-play-";
+/// Where the hosts are in it.
+const HOSTS: &str = "hosts";
 /// QEMU's name as the kernel keeps it, 15 bytes at most.
 const QEMU: &str = "qemu-system-x86";
 /// The SharedStorage that all hosts have.
@@ -151,7 +158,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts everything and declares `count` hosts, h1 first, with one shared storage.
+    /// Starts everything and declares `count` hosts, h1 first, with one shared storage. What a killed
+    /// owner left is ended and removed first.
     ///
     /// `controller_manager`: namespaces of deleted hosts go away too.
     ///
@@ -176,15 +184,17 @@ impl Cluster {
         log: &Log,
     ) -> Result<Self, PlayError> {
         let programs = Programs::find()?;
+        owned::sweep(PREFIX, |folder| end_left(&folder.join(HOSTS)));
         let folder = tempfile::Builder::new()
-            .prefix("stockade-play-")
+            .prefix(PREFIX)
             .tempdir()
             .map_err(PlayError::io("make a folder"))?;
+        owned::own(folder.path()).map_err(PlayError::io("name the folder's owner"))?;
         let options = Options { controller_manager, audit: true, ..Options::default() };
         let plane = ControlPlane::start(options).await?;
         plane.install_charts().await?;
         log.say(format!("control plane at {} with the charts", plane.server()));
-        let hosts = LocalHosts::start(count, &folder.path().join("hosts"))?;
+        let hosts = LocalHosts::start(count, &folder.path().join(HOSTS))?;
         log.say(format!("{count} hosts, each with a libvirtd of its own"));
         let mut bmcs = BTreeMap::new();
         for host in hosts.hosts() {
