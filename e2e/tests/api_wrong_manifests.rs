@@ -7,44 +7,19 @@
 #[path = "wrong_manifests/table.rs"]
 mod table;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::response::StatusCause;
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
-use std::time::Duration;
 use stockade_e2e::control_plane::{ControlPlane, with_control_plane};
 
-/// Installs the kinds and waits until each is served.
+/// Installs the kinds from their chart, as a user has them, and waits until each is served.
 async fn install(plane: &ControlPlane) -> kube::Client {
-    let client = plane.setup_client().await.expect("client");
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let apply = PatchParams::apply("test").force();
-    for crd in stockade_crds::all_crds() {
-        let name = crd.metadata.name.clone().expect("a name");
-        let mut value = serde_json::to_value(&crd).expect("JSON");
-        value["apiVersion"] = "apiextensions.k8s.io/v1".into();
-        value["kind"] = "CustomResourceDefinition".into();
-        api.patch(&name, &apply, &Patch::Apply(&value))
-            .await
-            .unwrap_or_else(|error| panic!("{name} is refused: {error}"));
-    }
-    for crd in stockade_crds::all_crds() {
-        let name = crd.metadata.name.clone().expect("a name");
-        for _ in 0..100 {
-            let served = api.get(&name).await.expect(&name).status.is_some_and(|status| {
-                status
-                    .conditions
-                    .unwrap_or_default()
-                    .iter()
-                    .any(|c| c.type_ == "Established" && c.status == "True")
-            });
-            if served {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-    client
+    let kinds = plane.render_chart("stockade-crds", &[]).expect("the chart");
+    plane.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &kinds).expect("the kinds");
+    let served = ["wait", "--for=condition=Established", "--timeout=60s", "-f", "-"];
+    plane.kubectl_stdin(&served, &kinds).expect("served");
+    plane.setup_client().await.expect("client")
 }
 
 fn api_of(client: &kube::Client, manifest: &Value, namespace: &str) -> Api<DynamicObject> {
@@ -89,13 +64,22 @@ fn strict() -> PostParams {
     PostParams { dry_run: true, ..PostParams::default() }
 }
 
-async fn create(api: &Api<DynamicObject>, manifest: &Value) -> Result<(), String> {
+/// What the server has against a manifest: a cause a field.
+async fn create(api: &Api<DynamicObject>, manifest: &Value) -> Result<(), Vec<StatusCause>> {
     let object: DynamicObject = serde_json::from_value(manifest.clone()).expect("an object");
     match api.create(&strict(), &object).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) => Err(status.message.clone()),
+        Err(kube::Error::Api(status)) => {
+            Err(status.details.map(|details| details.causes).unwrap_or_default())
+        }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Whether a cause names the field, and says of that very field what to do.
+fn helps(cause: &StatusCause, field: &str, remedy: &str) -> bool {
+    let names = cause.field == field || cause.message.contains(&format!("{field}:"));
+    names && cause.message.contains(remedy)
 }
 
 #[tokio::test]
@@ -108,17 +92,16 @@ async fn every_wrong_manifest_is_refused_with_its_field_and_a_remedy() {
             assert_eq!(answer, Ok(()), "{base}");
         }
         let mut failures = Vec::new();
-        for (base, change, wanted) in table::WRONG {
+        for (base, change, field, remedy) in table::WRONG {
+            assert!(["spec", "metadata"].contains(&field.split('.').next().expect("a word")));
+            assert!(!remedy.is_empty(), "{change}: what is to be done?");
             let mut manifest = yaml(base);
             merge(&mut manifest, &yaml(change));
             match create(&api_of(&client, &manifest, namespace), &manifest).await {
                 Ok(()) => failures.push(format!("accepted: {change}")),
-                Err(message) => {
-                    for part in *wanted {
-                        if !message.contains(part) {
-                            failures.push(format!("{change}: no {part:?} in {message:?}"));
-                        }
-                    }
+                Err(causes) if causes.iter().any(|cause| helps(cause, field, remedy)) => {}
+                Err(causes) => {
+                    failures.push(format!("{change}: no {field} with {remedy:?} in {causes:?}"));
                 }
             }
         }

@@ -35,8 +35,8 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "camelCase")]
 pub struct FenceDeviceSpec {
     /// The fence agent, for example `fence_ipmilan`.
-    #[schemars(length(min = 7, max = 64), regex(pattern = r"^fence_[a-z0-9_]+$"))]
-    #[x_kube(validation = Rule::new("!(self in ['fence_kdump','fence_heuristics_ping','fence_scsi','fence_mpath','fence_sbd','fence_compute','fence_cisco_mds','fence_dummy'])").message("spec.agent: this agent does not cut power, so it proves nothing; name one that does, such as fence_ipmilan"))]
+    #[schemars(length(min = 7, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^fence_[a-z0-9_]+$')").message("spec.agent: name a fence agent by its program, such as fence_ipmilan"), validation = Rule::new("!(self in ['fence_kdump','fence_heuristics_ping','fence_scsi','fence_mpath','fence_sbd','fence_compute','fence_cisco_mds','fence_dummy'])").message("spec.agent: this agent does not cut power, so it proves nothing; name one that does, such as fence_ipmilan"))]
     pub agent: String,
     /// Parameters of the agent, by its own names. Passwords belong into `secret`.
     #[serde(default)]

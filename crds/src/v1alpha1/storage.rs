@@ -33,8 +33,8 @@ use std::collections::BTreeMap;
 )]
 pub struct SharedStorageSpec {
     /// Where hosts see it, the same path on each.
-    #[schemars(length(min = 2, max = 255), regex(pattern = r"^/[A-Za-z0-9._/-]+$"))]
-    #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("spec.mountPath: leave out '.' and '..'"), validation = Rule::new("!['/bin','/boot','/dev','/etc','/lib','/lib64','/proc','/sbin','/sys','/usr'].exists(p, self == p || self.startsWith(p + '/'))").message("spec.mountPath: this is the host's own directory; use one like /srv/stockade/<name>"))]
+    #[schemars(length(min = 2, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^/[A-Za-z0-9._/-]+$')").message("spec.mountPath: give an absolute path like /srv/stockade/<name>, of letters, digits, '.', '_', '-' and '/'"), validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("spec.mountPath: leave out '.' and '..'"), validation = Rule::new("!['/bin','/boot','/dev','/etc','/lib','/lib64','/proc','/sbin','/sys','/usr'].exists(p, self == p || self.startsWith(p + '/'))").message("spec.mountPath: this is the host's own directory; use one like /srv/stockade/<name>"))]
     pub mount_path: String,
     /// Labels of the hosts that mount it; empty: all.
     #[serde(default)]
@@ -83,18 +83,17 @@ pub struct FileOwner {
 #[serde(rename_all = "camelCase")]
 pub struct Nfs {
     /// Address of the server.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9.:\\[\\]-]+$')").message("spec.nfs.server: give one host name or IP address"))]
     pub server: String,
     /// Exported path.
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^/[A-Za-z0-9._/-]*$"))]
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^/[A-Za-z0-9._/-]*$')").message("spec.nfs.export: give the absolute path that the server exports, of letters, digits, '.', '_', '-' and '/'"))]
     pub export: String,
     /// Further mount options.
     #[serde(default)]
-    #[schemars(
-        length(max = 32),
-        inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_=.:/-]+$"))
-    )]
-    #[x_kube(validation = Rule::new("!self.exists(o, ['vers','nfsvers','minorversion','nolock','lock','local_lock','soft','softerr','ro','lookupcache','ac'].exists(w, o == w || o.startsWith(w + '=')))").message("spec.nfs.options: leave out version, locking, soft, ro and attribute caching; what keeps two hosts from one disk depends on them, so Stockade sets them"))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
+    #[x_kube(validation = Rule::new("self.all(o, o.matches('^[A-Za-z0-9_=.:/-]+$'))").message("spec.nfs.options: give one option an entry, without commas and blanks"), validation = Rule::new("!self.exists(o, ['vers','nfsvers','minorversion','nolock','lock','local_lock','soft','softerr','ro','lookupcache','ac'].exists(w, o == w || o.startsWith(w + '=')))").message("spec.nfs.options: leave out version, locking, soft, ro and attribute caching; what keeps two hosts from one disk depends on them, so Stockade sets them"))]
     pub options: Vec<String>,
     /// The Host that serves it; absent: served by others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,10 +150,12 @@ fn o2cb_threshold() -> i32 {
 #[x_kube(validation = Rule::new("has(self.servedBy) == has(self.backing)").message("spec.ocfs2.iscsi: servedBy and backing go together; backing is the device or file of the serving host"))]
 pub struct Iscsi {
     /// Portal address, with a port if it is not 3260.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9.:\[\]-]+$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9.:\\[\\]-]+$')").message("spec.ocfs2.iscsi.portal: give one host name or IP address, with :port if that is not 3260"))]
     pub portal: String,
     /// Target's qualified name.
-    #[schemars(length(min = 8, max = 223), regex(pattern = r"^(iqn|eui|naa)\.[A-Za-z0-9.:-]+$"))]
+    #[schemars(length(min = 8, max = 223))]
+    #[x_kube(validation = Rule::new("self.matches('^(iqn|eui|naa)[.][A-Za-z0-9.:-]+$')").message("spec.ocfs2.iscsi.target: give a qualified name like iqn.2026-01.dev.stockade:disk"))]
     pub target: String,
     /// Logical unit number.
     #[serde(default)]
@@ -169,7 +170,8 @@ pub struct Iscsi {
     pub served_by: Option<String>,
     /// The device or file on that Host which is the logical unit; it must be there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 255), regex(pattern = r"^/[A-Za-z0-9._:+/-]+$"))]
+    #[schemars(length(min = 2, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^/[A-Za-z0-9._:+/-]+$')").message("spec.ocfs2.iscsi.backing: give the absolute path of a device or file of the serving host"))]
     pub backing: Option<String>,
 }
 
@@ -184,7 +186,8 @@ pub struct Aoe {
     #[schemars(range(min = 0, max = 254))]
     pub slot: i32,
     /// Interface of the clients.
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    #[schemars(length(min = 1, max = 15))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')").message("spec.ocfs2.aoe.interface: name a network interface of the hosts, like eth1"))]
     pub interface: String,
     /// The Host that serves it; absent: served by others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,10 +200,8 @@ pub struct Aoe {
 #[serde(rename_all = "camelCase")]
 pub struct SanDevice {
     /// Below `/dev/disk/by-id/`.
-    #[schemars(
-        length(min = 1, max = 255),
-        regex(pattern = r"^/dev/disk/by-id/[A-Za-z0-9._:+-]+$")
-    )]
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^/dev/disk/by-id/[A-Za-z0-9._:+-]+$')").message("spec.ocfs2.san.path: name the device below /dev/disk/by-id/, where every host has it"))]
     pub path: String,
 }
 

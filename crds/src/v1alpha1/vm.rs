@@ -138,7 +138,7 @@ pub enum HypervisorKind {
 }
 
 /// Virtual CPUs.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Cpu {
     /// Number of vCPUs.
@@ -148,7 +148,8 @@ pub struct Cpu {
     /// CPU model by libvirt's name; absent: the model that every host offers,
     /// pinned at the first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')").message("spec.cpu.model: use libvirt's name of it, like Skylake-Server-IBRS: letters, digits, '.', '_' and '-'"))]
     pub model: Option<String>,
 }
 
@@ -191,7 +192,8 @@ pub enum FirmwareKind {
 )]
 pub struct Disk {
     /// Name within the VM.
-    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("spec.disks.name: use lower-case letters and digits, with '-' between them, like data-1"))]
     pub name: String,
     /// The SharedStorage it lies on.
     #[schemars(length(min = 1, max = 63))]
@@ -211,6 +213,7 @@ pub struct Disk {
     pub format: DiskFormat,
     /// Size the guest sees; it may grow, never shrink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))").message("spec.disks.size: write it like 10Gi"))]
     pub size: Option<Quantity>,
     /// What becomes of the file when the VM is deleted.
     #[serde(default)]
@@ -227,6 +230,7 @@ pub struct Disk {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("self.path.matches('^[A-Za-z0-9._/-]+$')").message("path: use letters, digits, '.', '_', '-' and '/' only"),
     validation = Rule::new("!self.path.startsWith('/')").message("path: name it below the storage's mount and the VM's namespace, without a leading slash"),
     validation = Rule::new("!self.path.split('/').exists(p, p == '..' || p == '.' || p == '')").message("path: leave out '.', '..' and empty parts"),
     validation = Rule::new("!self.path.split('/').exists(p, p.endsWith('.stockade') || p.endsWith('.nvram'))").message("path: names that end in .stockade or .nvram are Stockade's own; name another file")
@@ -234,7 +238,7 @@ pub struct Disk {
 pub struct DiskPath {
     /// Relative to `<mount>/<namespace>/`. Names that end in `.stockade` or `.nvram` are Stockade's
     /// own: owner records, UEFI variables.
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9._/-]+$"))]
+    #[schemars(length(min = 1, max = 512))]
     pub path: String,
 }
 
@@ -282,19 +286,23 @@ pub enum DiskBus {
 #[x_kube(validation = Rule::new("has(self.bridge) != has(self.network)").message("spec.networks: give exactly one of bridge or network"))]
 pub struct Network {
     /// Name within the VM.
-    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("spec.networks.name: use lower-case letters and digits, with '-' between them, like lan-1"))]
     pub name: String,
     /// A bridge on every host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    #[schemars(length(min = 1, max = 15))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')").message("spec.networks.bridge: name a bridge that every host has, like br0"))]
     pub bridge: Option<String>,
     /// A libvirt network on every host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')").message("spec.networks.network: name a libvirt network that every host has, like default"))]
     pub network: Option<String>,
     /// MAC address; absent: made from the VM's uid, pinned at the first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 17), regex(pattern = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"))]
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$')").message("spec.networks.mac: give a unicast address like 52:54:00:12:34:56, in lower case, or leave it out"))]
     pub mac: Option<String>,
 }
 
