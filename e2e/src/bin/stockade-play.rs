@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use stockade_e2e::play::{Cluster, Log, PlayError, STORAGE, Simulated, tour};
+use stockade_e2e::play::{Cluster, DEEDS, Log, PlayError, STORAGE, Simulated, tour};
 use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "usage: stockade-play [--simulated] [--once]
@@ -121,7 +121,7 @@ async fn play_simulated(once: bool) -> Result<bool, PlayError> {
     let kubectl = hosts.plane().binaries().kubectl()?;
     println!(
         "\nexport KUBECONFIG={}\nalias kubectl={}\n\n\
-         Type here what is to happen to a host, as in: cut h1, on h1, panic h1\n\
+         Type here what is to happen to a host ({DEEDS}), as in: cut h1\n\
          Ctrl-C ends and removes everything.",
         kubeconfig.display(),
         kubectl.display()

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 pub use self::program::{Program, Programs, tail};
-pub use self::simulated::{Simulated, agent_main};
+pub use self::simulated::{DEEDS, Simulated, agent_main};
 pub use self::tour::{moves, tour};
 use crate::bmc::Bmc;
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};

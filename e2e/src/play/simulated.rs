@@ -4,23 +4,25 @@
 //! Neither root nor libvirt is needed. Everything that people see of Stockade is real; what the
 //! hosts do, their guests included, is the simulation's.
 
+mod tour;
+
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use futures::FutureExt as _;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use stockade_agent::AgentConfig;
 use stockade_controller::{Context, LEASE_NAME};
 use stockade_core::world::Guards;
-use stockade_crds::v1alpha1::{Host, HostFence, ProofKind, StorageKind, VirtualMachine, VmState};
+use stockade_crds::v1alpha1::{Host, StorageKind};
 use stockade_sim::host::gate::Gate;
 use stockade_sim::host::{SimFence, SimServer, true_clock};
 use stockade_sim::world::model::{Device, Store, WatchdogKind};
-use stockade_sim::world::power::Build;
-use stockade_sim::world::{AgentLife, AgentMain, Sim};
+use stockade_sim::world::power::{Build, Which};
+use stockade_sim::world::{AgentLife, AgentMain, Sim, World};
 use tokio::time::{Instant, sleep};
 
 use super::{LIMIT, Log, PAUSE, PlayError, STORAGE};
@@ -30,6 +32,9 @@ use crate::control_plane::{ControlPlane, Options, SYSTEM_NAMESPACE};
 const MOUNT: &str = "/srv/stockade/shared";
 /// Milliseconds from power to a running kernel: a play is no place to wait for firmware.
 const BOOT_MILLIS: u64 = 5_000;
+
+/// What a person can do to a host.
+pub const DEEDS: &str = "cut, on, panic, crash-agent, kill-qemu";
 
 /// A running Stockade on simulated hosts.
 pub struct Simulated {
@@ -140,28 +145,43 @@ impl Simulated {
         &self.plane
     }
 
-    /// Carries out a line that a person types: `cut h1`, `on h1` or `panic h1`.
+    /// Carries out a line that a person types, as in `cut h1`: one of [`DEEDS`] and a host.
     ///
     /// # Errors
     /// What is wrong with the line.
     pub fn obey(&self, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [verb, host] = words[..] else {
-            return Err("say cut, on or panic, and a host, as in: cut h1".to_owned());
+            return Err(format!("say one of {DEEDS}, and a host, as in: cut h1"));
         };
         if !self.hosts.iter().any(|known| known == host) {
             return Err(format!("there is no host {host}; there is: {}", self.hosts.join(", ")));
         }
-        let mut world = self.sim.lock();
-        // The oracle is told: from now on shooting a host may be right.
-        world.fault_beyond_api = true;
+        let mut world = self.trouble();
         match verb {
             "cut" => world.switch_off(host),
             "on" => world.switch_on(host),
             "panic" => world.panic(host),
-            other => return Err(format!("{other} is unknown; say cut, on or panic")),
+            "crash-agent" => world.crash_process(host, Which::Agent, 0),
+            "kill-qemu" => {
+                let machine = world.machines.get(host);
+                let uids: Vec<String> =
+                    machine.map(|m| m.qemus.keys().cloned().collect()).unwrap_or_default();
+                for uid in &uids {
+                    world.kill_process(host, uid);
+                }
+            }
+            other => return Err(format!("{other} is unknown; say one of {DEEDS}")),
         }
         Ok(())
+    }
+
+    /// The world, for something to happen to it. Its oracle is told: from now on shooting a host
+    /// may be right.
+    fn trouble(&self) -> MutexGuard<'_, World> {
+        let mut world = self.sim.lock();
+        world.fault_beyond_api = true;
+        world
     }
 
     /// The objects as they are, for who asks why something did not happen.
@@ -206,73 +226,6 @@ impl Simulated {
             }
             sleep(PAUSE).await;
         }
-    }
-
-    async fn runs(&self, vms: &Api<VirtualMachine>, not: &str) -> Result<String, PlayError> {
-        self.until("the VM runs", async || {
-            let vm = vms.get("demo").await.map_err(|error| error.to_string())?;
-            let status = vm.status.unwrap_or_default();
-            let executing = self.sim.lock().executing_vm("demo");
-            match (status.printable_status, status.host) {
-                (VmState::Running, Some(host)) if host != not && executing == [host.clone()] => {
-                    Ok(host)
-                }
-                (word, host) => Err(format!("{word:?} on {host:?}, executed by {executing:?}")),
-            }
-        })
-        .await
-    }
-
-    /// The tour: a VM runs, its host loses power, is fenced with proof, and the VM runs elsewhere;
-    /// the host comes back, and nothing ever ran twice.
-    ///
-    /// # Errors
-    /// The first thing that did not happen, or that must not have.
-    pub async fn tour(&self, log: &Log) -> Result<(), PlayError> {
-        let vms: Api<VirtualMachine> = Api::namespaced(self.client.clone(), "default");
-        let vm = format!(
-            "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
-             metadata: {{name: demo, namespace: default}}\nspec:\n  memory: 1Gi\n  \
-             disks: [{{name: root, storage: {STORAGE}, blank: {{}}, size: 1Gi}}]\n"
-        );
-        self.plane.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &vm)?;
-        let first = self.runs(&vms, "").await?;
-        log.say(format!("VM demo is applied and runs on {first}"));
-        let started = Instant::now();
-        self.obey(&format!("cut {first}")).map_err(PlayError::Wrong)?;
-        log.say(format!("the power of {first} is cut"));
-        let fences: Api<HostFence> = Api::all(self.client.clone());
-        self.until("a certificate holds the proof Power", async || {
-            let all = fences.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
-            let status = all.into_iter().find_map(|fence| fence.status).unwrap_or_default();
-            (status.proof == Some(ProofKind::Power))
-                .then_some(())
-                .ok_or_else(|| format!("{status:?}"))
-        })
-        .await?;
-        let seconds = |since: Instant| since.elapsed().as_secs_f64();
-        log.say(format!("{first} is fenced with proof {:.1} s later", seconds(started)));
-        let next = self.runs(&vms, &first).await?;
-        log.say(format!("the VM runs on {next} {:.1} s after the failure", seconds(started)));
-        self.obey(&format!("on {first}")).map_err(PlayError::Wrong)?;
-        self.wait_ready().await?;
-        log.say(format!("{first} has power again and is Ready in a new boot"));
-        let deleted = vms.delete("demo", &DeleteParams::default()).await;
-        deleted.map_err(PlayError::api("delete the VM"))?;
-        self.until("the VM is gone", async || {
-            let left = vms.get_opt("demo").await.map_err(|error| error.to_string())?;
-            let executing = self.sim.lock().executing_vm("demo");
-            let gone = left.is_none() && executing.is_empty();
-            gone.then_some(()).ok_or_else(|| format!("executed by {executing:?}"))
-        })
-        .await?;
-        let broken: Vec<String> =
-            self.sim.lock().oracle.violations.iter().map(|v| v.text.clone()).collect();
-        if !broken.is_empty() {
-            return Err(PlayError::Wrong(broken.join("; ")));
-        }
-        log.say("the VM is deleted; the oracle saw no second copy and no double write");
-        Ok(())
     }
 }
 
