@@ -407,6 +407,7 @@ async fn values_are_checked_and_kinds_are_kept() {
         .kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])
         .expect("established");
     helm(&["install", "stockade", "./stockade"]);
+    helm(&["upgrade", "stockade-crds", "./stockade-crds"]);
     helm(&["upgrade", "stockade", "./stockade", "--set", "replicas=3"]);
     helm(&["uninstall", "stockade"]);
     helm(&["uninstall", "stockade-crds"]);

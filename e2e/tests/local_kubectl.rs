@@ -133,7 +133,7 @@ impl Desk {
         let diff = String::from_utf8_lossy(&diff.stdout).into_owned();
         assert!(diff.contains("-  memory: 64Mi") && diff.contains("+  memory: 80Mi"), "{diff}");
         assert!(!diff.contains("status"), "defaults and status are no difference: {diff}");
-        self.fed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &more);
+        self.fed(&["apply", "--server-side", "-f", "-"], &more);
         self.k(&["wait", "--for=condition=PendingRestart", "svm/web", "--timeout=30s"]);
         self.k(&["patch", "svm", "web", "--type=merge", "-p", r#"{"spec":{"memory":"64Mi"}}"#]);
         self.until("nothing is pending any more", || {
@@ -184,7 +184,7 @@ impl Desk {
              spec: {{mountPath: {}, directory: {{}}, allowOtherPaths: true}}\n",
             shared.display()
         );
-        self.fed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &storage);
+        self.fed(&["apply", "--server-side", "-f", "-"], &storage);
         let disk = self.disk("default", "one");
         write_guest_disk(&disk).unwrap();
         self.k(&["create", "namespace", "other"]);
@@ -408,6 +408,7 @@ impl Desk {
         assert_eq!(before.len(), 1);
         helm(&["install", "stockade-crds", "./stockade-crds", "--take-ownership"]);
         helm(&["install", "stockade", "./stockade", "--take-ownership"]);
+        helm(&["upgrade", "stockade-crds", "./stockade-crds"]);
         helm(&["upgrade", "stockade", "./stockade", "--set", "log=debug"]);
         assert!(self.k(&["get", "deployment", "-A", "-o", "yaml"]).contains("value: debug"));
         helm(&["uninstall", "stockade"]);
