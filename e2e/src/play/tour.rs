@@ -302,7 +302,9 @@ impl<'a> Tour<'a> {
         }
         self.nothing_runs()?;
         self.seed_is(None).await?;
-        self.unlocked()?;
+        if let Some(lock) = self.locks()?.first() {
+            return Err(PlayError::Wrong(format!("its disk is still locked: {lock}")));
+        }
         let disk = self.disk.display().to_string();
         let told = self
             .cluster
@@ -367,6 +369,11 @@ impl<'a> Tour<'a> {
             return Err(PlayError::Wrong(format!("the guest booted {} times", now - boots)));
         }
         self.grows().await?;
+        if self.locks()?.is_empty() {
+            return Err(PlayError::Wrong(
+                "it runs, and nobody holds a lock on its disk".to_owned(),
+            ));
+        }
         Ok(Seen { host, epoch, qemu, boots: now })
     }
 
@@ -441,17 +448,14 @@ impl<'a> Tour<'a> {
             .await
     }
 
-    /// Fails if anybody holds a lock on the disk.
-    fn unlocked(&self) -> Result<(), PlayError> {
+    /// The locks that anybody holds on the disk, as the kernel tells them.
+    fn locks(&self) -> Result<Vec<String>, PlayError> {
         use std::os::unix::fs::MetadataExt as _;
         let inode = std::fs::metadata(&self.disk).map_err(PlayError::io("look at the disk"))?.ino();
         let locks =
             std::fs::read_to_string("/proc/locks").map_err(PlayError::io("read the locks"))?;
         let of_disk = |line: &&str| line.contains(&format!(":{inode} "));
-        match locks.lines().find(of_disk) {
-            Some(lock) => Err(PlayError::Wrong(format!("its disk is still locked: {lock}"))),
-            None => Ok(()),
-        }
+        Ok(locks.lines().filter(of_disk).map(str::to_owned).collect())
     }
 
     /// When the host's agent last renewed its Lease.
