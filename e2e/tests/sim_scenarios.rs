@@ -67,7 +67,7 @@ fn every_scenario_holds_for_every_seed() {
 #[test]
 fn simulate_says_by_its_exit_code_whether_all_held() {
     let target = PathBuf::from(env!("CARGO_BIN_EXE_stockade-play"));
-    let program = target.parent().unwrap().join("stockade-simulate");
+    let program = |name: &str| target.parent().unwrap().join(name);
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -75,7 +75,7 @@ fn simulate_says_by_its_exit_code_whether_all_held() {
         path
     };
     let run = |path: &PathBuf, more: &[&str]| {
-        Command::new(&program).arg(path).args(more).output().unwrap()
+        Command::new(program("stockade-simulate")).arg(path).args(more).output().unwrap()
     };
     let good = file(
         "good.yaml",
@@ -87,7 +87,12 @@ fn simulate_says_by_its_exit_code_whether_all_held() {
     );
     let wrong = file("wrong.yaml", "hosts: 1\nsteps:\n  - {at: 1, do: power-of, host: h1}\n");
 
-    let out = run(&good, &["--seeds", "1..4", "--json"]);
+    // `stockade` becomes the simulator: its words, its output and its exit code are that one's.
+    let hands_over = |path: &PathBuf, more: &[&str]| {
+        let mut command = Command::new(program("stockade"));
+        command.arg("simulate").arg(path).args(more).output().unwrap()
+    };
+    let out = hands_over(&good, &["--seeds", "1..4", "--json"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let lines = String::from_utf8(out.stdout).unwrap();
     let records: Vec<serde_json::Value> =
@@ -96,6 +101,7 @@ fn simulate_says_by_its_exit_code_whether_all_held() {
     assert_eq!(verdicts.len(), 3);
     assert!(verdicts.iter().all(|v| v["passed"] == true && v["end"]["vms"]["1"].is_object()));
 
+    assert_eq!(hands_over(&bad, &[]).status.code(), Some(1));
     let out = run(&bad, &[]);
     assert_eq!(out.status.code(), Some(1));
     let text = String::from_utf8(out.stdout).unwrap();
