@@ -11,6 +11,7 @@ use crate::ha::evidence::{LeaseBeat, SeenBeat};
 use crate::plan::{Intent, Plan};
 use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, OrderKey, World};
 
+mod problems;
 mod specs;
 mod writes;
 
