@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use stockade_core::ha::evidence::{LeaseBeat, Lives, SeenBeats};
@@ -70,6 +71,19 @@ fn version<K: ResourceExt>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
+/// kubectl's own copy of what was applied.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Drops what is never asked and may be more than all the rest: who wrote which field, and kubectl's
+/// copy of the object. Nothing of it goes back to the server: of metadata only what a patch names is
+/// written, and a write of a status leaves metadata as it is.
+pub(crate) fn prune(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+}
+
 impl<K: Indexed> Kind<K> {
     /// Takes what a watch says; whether that changed anything.
     fn take(&mut self, event: Event<K>) -> bool {
@@ -78,7 +92,8 @@ impl<K: Indexed> Kind<K> {
                 self.listing = Some(BTreeMap::new());
                 false
             }
-            Event::InitApply(object) => {
+            Event::InitApply(mut object) => {
+                prune(object.meta_mut());
                 if let (Some(listing), Some(index)) = (&mut self.listing, object.index()) {
                     listing.insert(index, Arc::new(object));
                 }
@@ -101,8 +116,7 @@ impl<K: Indexed> Kind<K> {
 
     /// Takes an object if it is newer than the one that is known; whether it was.
     fn learn(&mut self, mut object: K) -> bool {
-        // Who wrote which field is never asked, and is more than all the rest.
-        object.meta_mut().managed_fields = None;
+        prune(object.meta_mut());
         let Some(index) = object.index() else { return false };
         if let Some(known) = self.objects.get(&index)
             && known.meta().uid == object.meta().uid
@@ -288,5 +302,38 @@ impl Cache {
             promised: promised(&lease),
         };
         self.lives.lease(host, beat, now) || rewound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(name: &str) -> VirtualMachine {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {
+                "name": name, "namespace": "default", "uid": name, "resourceVersion": "7",
+                "managedFields": [{"manager": "kubectl", "operation": "Apply"}],
+                "annotations": {LAST_APPLIED: "{\"spec\":{}}", "stockade.dev/request": "restart/1"},
+            },
+            "spec": {"memory": "1Gi"},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn objects_are_pruned_before_they_are_kept_whichever_way_they_come() {
+        let mut vms = Kind::<VirtualMachine>::default();
+        vms.take(Event::Init);
+        vms.take(Event::InitApply(applied("listed")));
+        assert!(vms.take(Event::InitDone));
+        assert!(vms.take(Event::Apply(applied("watched"))));
+        assert!(!vms.take(Event::Apply(applied("watched"))), "the same again is no news");
+        assert_eq!(vms.objects.len(), 2);
+        for vm in vms.objects.values() {
+            assert_eq!(vm.metadata.managed_fields, None);
+            let kept: Vec<&String> = vm.annotations().keys().collect();
+            assert_eq!(kept, ["stockade.dev/request"]);
+        }
     }
 }

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
-use crate::cache::Change;
+use crate::cache::{Change, prune};
 use crate::context::Shared;
 
 /// Pause after a watch has failed. Fixed: many controllers don't share one API server.
@@ -71,9 +71,7 @@ async fn one<K>(
             let Some(event) = event else { break };
             match event {
                 Ok(event) => {
-                    let event = event.modify(|object| {
-                        object.meta_mut().managed_fields = None;
-                    });
+                    let event = event.modify(|object| prune(object.meta_mut()));
                     if out.send(wrap(event)).is_err() {
                         return;
                     }
