@@ -206,7 +206,8 @@ impl Machine {
         if status.success() { Ok(()) } else { Err(failed()(io::Error::other(status.to_string()))) }
     }
 
-    /// Cuts it off from an address, or from one TCP port there, both ways; all else goes on.
+    /// Cuts it off from an address, or from one TCP port there, both ways; all else goes on. Again
+    /// for each further address.
     ///
     /// # Errors
     /// [`LabError::Command`].
@@ -216,7 +217,7 @@ impl Machine {
             format!("{end}_ip {from} {}", port.unwrap_or_default())
         };
         let script = format!(
-            "dev=$(basename /sys/class/net/e*); tc qdisc add dev $dev clsact && \
+            "dev=$(basename /sys/class/net/e*); tc qdisc add dev $dev clsact 2>/dev/null; \
              tc filter add dev $dev egress protocol ip flower {} action drop && \
              tc filter add dev $dev ingress protocol ip flower {} action drop",
             flower("dst"),

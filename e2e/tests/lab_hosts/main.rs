@@ -8,6 +8,7 @@ mod by_hand;
 mod deaths;
 mod doubts;
 mod healed;
+mod move_cuts;
 mod moves;
 mod nfs;
 mod ocfs2;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Part::selected("poweroff", &[shutdown::POWER_OFF]),
         Part::new("drain", &[moves::DRAIN]),
         Part::new("canary", &[moves::CANARY]),
+        Part::new("cuts", &[move_cuts::CUTS]),
         Part::new("upkeep", &[upkeep::MAINTENANCE]),
         Part::new("marker", &[nfs::MARKER]),
         Part::new("locks", &[nfs::WORD]),

@@ -29,7 +29,7 @@ fn four_moves(cluster: &Cluster, log: &Log) -> Outcome {
 }
 
 /// Shell that counts the locks that virtlockd holds on this host for the VM's disk.
-const VIRTLOCKD: &str = r#"lock=$(printf "/srv/stockade/vms/default/$vm.raw" | sha256sum | cut -d' ' -f1)
+pub const VIRTLOCKD: &str = r#"lock=$(printf "/srv/stockade/vms/default/$vm.raw" | sha256sum | cut -d' ' -f1)
 lslocks -n -o COMMAND,PATH | grep -c "^virtlockd.*$lock""#;
 
 /// Moves a running guest four times, each time to the next host. `locks` is shell that writes how
@@ -45,7 +45,7 @@ pub fn moves_around(cluster: &Cluster, log: &Log, prover: Prover<'_>, locks: &st
 }
 
 /// Waits until every host's certificates for moves are in force.
-fn moves_are_ready(cluster: &Cluster) -> Outcome {
+pub fn moves_are_ready(cluster: &Cluster) -> Outcome {
     let ready = until("the certificates for moves are in force", LIMIT, || {
         for name in HOSTS {
             let agent = object(cluster, &["sha", "agent", "-n", &format!("stockade-host-{name}")])?;
@@ -118,7 +118,7 @@ fn moves_to(
 
 /// Looks once at a host: it holds the VM's lock if the VM runs there, and does not if it does not.
 /// False: the VM came or went just then, which says nothing.
-fn locked_where_it_runs(
+pub fn locked_where_it_runs(
     cluster: &Cluster,
     vm: &str,
     host: &str,
@@ -159,7 +159,7 @@ fn canary(cluster: &Cluster, log: &Log) -> Outcome {
 }
 
 /// Its only QEMU is on this host, which holds its lock.
-fn only_there(cluster: &Cluster, vm: &str, host: &str) -> Outcome {
+pub fn only_there(cluster: &Cluster, vm: &str, host: &str) -> Outcome {
     for name in HOSTS {
         let found =
             sh(machine(cluster, name)?, &format!("pgrep -fc '[g]uest=default.{vm},' || true"))?;
