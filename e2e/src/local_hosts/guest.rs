@@ -172,8 +172,8 @@ const BALLOON: [u8; 103] = [
     0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00, // 5f
 ];
 
-/// Where [`SLOWLY`] lies in its boot sector.
-const SLOWLY_AT: usize = 0x100;
+/// Where [`SLOWLY`] lies in its boot sector: behind [`BALLAST`].
+const SLOWLY_AT: usize = 0x160;
 /// In place of [`PROGRAM`]'s look whether the BIOS has ticked: has it four times?
 #[rustfmt::skip]
 const SLOWLY: [u8; 15] = [
@@ -181,8 +181,8 @@ const SLOWLY: [u8; 15] = [
     0x29, 0xd8,                         // 03     sub  ax, bx
     0x3c, 0x04,                         // 05     cmp  al, 4
     0x72, 0x03,                         // 07     jb   wait
-    0xe9, 0x28, 0xff,                   // 09     jmp  PROGRAM's tick
-    0xe9, 0x3a, 0xff,                   // 0c wait: jmp PROGRAM's idle
+    0xe9, 0xc8, 0xfe,                   // 09     jmp  PROGRAM's tick
+    0xe9, 0xda, 0xfe,                   // 0c wait: jmp PROGRAM's idle
 ];
 /// Where [`PROGRAM`] looks whether the BIOS has ticked.
 const LOOK_AT: usize = 0x53;
@@ -233,14 +233,25 @@ pub fn write_guest_disk(path: &Path) -> io::Result<()> {
 /// # Errors
 /// As [`write_guest_disk`].
 pub fn write_heavy_disk(path: &Path, mebibytes: u8) -> io::Result<()> {
-    let mut sector = boot_sector();
+    write_disk(path, &heavy(boot_sector(), mebibytes))
+}
+
+/// The boot sector of a guest that fills some of its memory, MiB, and then counts as that of
+/// [`slow_boot_sector`] does.
+#[must_use]
+pub fn slow_heavy_boot_sector(mebibytes: u8) -> [u8; SECTOR] {
+    heavy(slow_boot_sector(), mebibytes)
+}
+
+/// The same boot sector, of a guest that fills some of its memory first.
+fn heavy(mut sector: [u8; SECTOR], mebibytes: u8) -> [u8; SECTOR] {
     // In place of `cli` and `xor ax, ax`, which the ballast does: jmp BALLAST.
     sector[..3].copy_from_slice(&[0xe9, (BALLAST_AT - 3) as u8, ((BALLAST_AT - 3) >> 8) as u8]);
     let ballast = &mut sector[BALLAST_AT..][..BALLAST.len()];
     ballast.copy_from_slice(&BALLAST);
     let pages = u32::from(mebibytes) * 256;
     ballast[BALLAST_PAGES..][..4].copy_from_slice(&pages.to_le_bytes());
-    write_disk(path, &sector)
+    sector
 }
 
 /// Writes a disk whose proving guest gives memory back when it is asked to.

@@ -23,7 +23,8 @@ use std::time::Duration;
 
 pub use guest::{
     GUEST_DISK_BYTES, guest_boots, guest_counter, guest_domain_xml, slow_boot_sector,
-    write_balloon_disk, write_echo_disk, write_guest_disk, write_heavy_disk, write_idle_disk,
+    slow_heavy_boot_sector, write_balloon_disk, write_echo_disk, write_guest_disk,
+    write_heavy_disk, write_idle_disk,
 };
 pub use namespace::ProcessId;
 pub use rustix::process::Signal;

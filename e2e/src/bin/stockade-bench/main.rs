@@ -1,6 +1,7 @@
 //! `./dev bench [row…]`: figures of our own beside those of a peer, measured in
 //! the same run on the same machine. A JSON line a figure on stdout.
 
+mod drain;
 mod fence;
 mod migration;
 mod pacemaker;
@@ -9,6 +10,7 @@ mod recovery;
 mod report;
 mod scale;
 mod simspeed;
+mod standby;
 mod start;
 mod steady;
 
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 8] = [
+const ROWS: [(&str, Row); 9] = [
     ("plan", plan::run),
     ("fence", fence::run),
     ("simspeed", simspeed::run),
@@ -27,6 +29,7 @@ const ROWS: [(&str, Row); 8] = [
     ("start", start::start),
     ("writes", start::writes),
     ("migration", migration::run),
+    ("drain", drain::run),
 ];
 
 /// What the command line asks for.
@@ -46,6 +49,7 @@ rows: plan (planning the failover of a lost host; tight packing)
       start (20 VMs at once on local libvirt hosts; root)
       writes (API writes of a VM's life, by the audit log; root)
       migration (live moves between local libvirt hosts; root)
+      drain (a local libvirt host with 20 VMs is emptied; root)
 --no-peer leaves the peer out; the row `plan` needs about two minutes with it";
 
 fn main() -> ExitCode {

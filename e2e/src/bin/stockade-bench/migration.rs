@@ -199,7 +199,7 @@ async fn settled(bench: &Bench) -> Result<(), Error> {
     }
 }
 
-fn virsh(uri: &str, words: &[&str]) -> Result<Output, Error> {
+pub(crate) fn virsh(uri: &str, words: &[&str]) -> Result<Output, Error> {
     let output = Command::new("virsh").args(["-c", uri]).args(words).output()?;
     if output.status.success() {
         return Ok(output);
