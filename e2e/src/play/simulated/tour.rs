@@ -268,7 +268,14 @@ impl Tour<'_> {
 
     async fn leaves_its_disk(&self, seen: &Seen) -> Result<(), PlayError> {
         let plane = &self.play.plane;
-        plane.kubectl(&["delete", "svm", VM, "-n", NAMESPACE, "--wait", "--timeout=60s"])?;
+        // Not waited for by kubectl: controller and agents live on this very thread.
+        plane.kubectl(&["delete", "svm", VM, "-n", NAMESPACE, "--wait=false"])?;
+        self.play
+            .until("the VM is gone", async || {
+                let left = self.vms.get_opt(VM).await.map_err(|error| error.to_string())?;
+                left.map_or(Ok(()), |vm| Err(format!("{:?}", vm.status)))
+            })
+            .await?;
         let orders: Api<Domain> = Api::all(self.play.client.clone());
         let left = orders.list(&ListParams::default()).await;
         let left = left.map_err(PlayError::api("list Domains"))?.items.len();
