@@ -187,7 +187,7 @@ proptest! {
             let mut found = document.descendants().filter(|node| node.has_tag_name(name));
             let node = found.find(|node| attribute.is_empty() || node.has_attribute(attribute));
             let node = node.unwrap();
-            node.attribute(attribute).or(node.text()).unwrap_or_default().to_owned()
+            node.attribute(attribute).or_else(|| node.text()).unwrap_or_default().to_owned()
         };
         prop_assert_eq!(text("source", "bridge"), bridge);
         prop_assert_eq!(text("serial", ""), serial);
