@@ -142,7 +142,8 @@ impl Bench {
         self.k(&["delete", "svm", name, "--wait=false"]);
         self.until(&format!("{name} is deleted"), || {
             let left = self.k(&["get", "svm", "-o", "name"]);
-            if left.contains(&format!("/{name}\n")) { Err(left) } else { Ok(()) }
+            let is_there = left.lines().any(|line| line.ends_with(&format!("/{name}")));
+            if is_there { Err(left) } else { Ok(()) }
         })
         .await;
     }
@@ -178,11 +179,11 @@ impl Bench {
         let xml = self.virsh(&seen.host, &["dumpxml", "default.uefi"]);
         for part in [
             &format!(">{}</nvram>", variables.display())[..],
-            &format!("<source file='{}'", disk.display()),
+            &format!("<source file='{}'", disk.display())[..],
             "bus='sata'",
-            &format!("<source network='{LAN}'"),
-            &format!("<source bridge='{BRIDGE}'"),
-            &format!("<mac address='{mac}'/>"),
+            &format!("<source network='{LAN}'")[..],
+            &format!("<source bridge='{BRIDGE}'")[..],
+            &format!("<mac address='{mac}'/>")[..],
         ] {
             assert!(xml.contains(part), "no {part} in {xml}");
         }
