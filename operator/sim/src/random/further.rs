@@ -46,7 +46,7 @@ impl Draw {
             5 => {
                 self.step(at, format!("do: lock-manager, stale-lock: \"{vm}\", owner: {host}"));
                 // Nobody releases it: it goes with its owner's boot.
-                self.step(MENDED + 1, format!("do: reset, host: {host}"));
+                self.reset_by_hand(&host);
             }
             6 => {
                 self.step(at, "do: pause");
@@ -58,16 +58,19 @@ impl Draw {
                 self.step(word, format!("do: confirm-dead, host: {host}"));
             }
             8 => self.device(rng, at, end, &host),
+            // Rules come early: who waits for a host that a later one forbids waits for good.
             9 => {
                 let other = rng.pick(&self.vms).filter(|other| **other != vm).cloned();
                 if let Some(other) = other {
-                    self.step(at, format!("do: set, rule: {{apart: [\"{vm}\", \"{other}\"]}}"));
+                    let rule = format!("apart: [\"{vm}\", \"{other}\"]");
+                    self.step(FIRST - 18, format!("do: set, rule: {{{rule}}}"));
                 }
             }
             10 => {
                 let mut hosts = self.hosts.clone();
                 hosts.retain(|other| *other != host);
-                self.step(at, format!("do: set, vm: \"{vm}\", requires: [{}]", hosts.join(", ")));
+                let hosts = hosts.join(", ");
+                self.step(FIRST - 18, format!("do: set, vm: \"{vm}\", requires: [{hosts}]"));
             }
             _ => {
                 let times = ["1", "3", "always"][rng.index(3)];
@@ -77,18 +80,14 @@ impl Draw {
         }
     }
 
-    /// Someone starts or moves a VM by libvirt. What came of it is destroyed once all is mended.
+    /// Someone starts a VM by libvirt. What came of it is destroyed once all is mended.
     fn by_hand(&mut self, rng: &mut Rng, at: u64, end: u64, host: &str, vm: &str) {
-        if rng.chance(0.25) {
-            self.step(at, format!("do: virsh, action: migrate, vm: \"{vm}\", to: {host}"));
-        } else {
-            if rng.chance(0.5) {
-                self.step(at.saturating_sub(8), format!("do: stop, vm: \"{vm}\""));
-                self.step(end, format!("do: start, vm: \"{vm}\""));
-            }
-            let past = if rng.chance(0.25) { ", unlocked: true" } else { "" };
-            self.step(at, format!("do: virsh, action: start, vm: \"{vm}\", host: {host}{past}"));
+        if rng.chance(0.5) {
+            self.step(at.saturating_sub(8), format!("do: stop, vm: \"{vm}\""));
+            self.step(end, format!("do: start, vm: \"{vm}\""));
         }
+        let past = if rng.chance(0.25) { ", unlocked: true" } else { "" };
+        self.step(at, format!("do: virsh, action: start, vm: \"{vm}\", host: {host}{past}"));
         self.step(MENDED + 2, format!("do: virsh, action: destroy, vm: \"{vm}\", host: {host}"));
     }
 
@@ -109,7 +108,13 @@ impl Draw {
         }
         if is != "dies-with-host" {
             // A human's word on copies that ran on behind the untruth.
-            self.step(MENDED + 1, format!("do: reset, host: {host}"));
+            self.reset_by_hand(host);
         }
+    }
+
+    /// Someone resets a host. It is silent for as long as it boots, and may be shot for that.
+    fn reset_by_hand(&mut self, host: &str) {
+        self.step(MENDED + 1, format!("do: reset, host: {host}"));
+        self.step(MENDED + 100, format!("do: power-on, host: {host}"));
     }
 }
