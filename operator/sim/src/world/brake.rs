@@ -96,6 +96,8 @@ impl World {
             .machines
             .values()
             .filter(|o| o.name != host && self.storm.declared.contains(&o.name))
+            // Of what a device tells an untruth nobody knows that it is dark, or has power.
+            .filter(|o| !self.untrue(&o.name, &o.boot_id))
             .filter(|o| shot(&o.name) || missed(o))
             .map(|o| o.name.as_str())
             .collect();
