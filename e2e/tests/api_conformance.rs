@@ -113,7 +113,7 @@ const WATCHED: [Of; 5] = [Of::Widget, Of::VirtualMachine, Of::Lease, Of::Event, 
 
 impl Of {
     /// The kind that a sequence is about.
-    fn of(seed: u64) -> Self {
+    fn drawn(seed: u64) -> Self {
         match seed % 8 {
             0 | 4 => Self::Widget,
             1 | 5 => Self::VirtualMachine,
@@ -245,7 +245,9 @@ impl Arm {
             Err(kube::Error::Api(status)) => {
                 let causes = status.details.iter().flat_map(|d| &d.causes);
                 let mut fields: Vec<&str> = causes.map(|c| c.field.as_str()).collect();
+                // How often it says so is its own affair.
                 fields.sort_unstable();
+                fields.dedup();
                 Err(format!("{} {} {}", status.code, status.reason, fields.join(" ")))
             }
             Err(other) => panic!("{method} {uri}: {other}"),
@@ -495,9 +497,14 @@ fn draw(rng: &mut Rng, of: Of, namespace: &str, name: &str) -> Step {
         json!({"generation": 77}),
         json!({"name": "another"}),
     ];
-    let metadata = rng.pick(&metadata).cloned().unwrap_or_default();
+    let mut metadata = rng.pick(&metadata).cloned().unwrap_or_default();
+    if !of.has_status() {
+        // They have none, and keep what they are made with.
+        metadata.as_object_mut().map(|map| map.remove("generation"));
+    }
     let mut fields = draw_fields(rng, of, namespace);
-    match rng.below(if of.has_status() { 14 } else { 11 }) {
+    let which = rng.below(if of.has_status() { 14 } else { 11 });
+    match which {
         0 | 1 => step("POST", "", of.object(name, &fields)),
         2 => {
             let mut object = of.object(name, &fields);
@@ -524,8 +531,10 @@ fn draw(rng: &mut Rng, of: Of, namespace: &str, name: &str) -> Step {
             Step { query: fields, ..step("GET", "", Value::Null) }
         }
         11 => {
-            fields["status"] = draw_status(rng, of);
-            step("PATCH", &format!("{one}/status"), fields)
+            // With a legal spec: see below.
+            let mut body = of.accepted(namespace);
+            body["status"] = draw_status(rng, of);
+            step("PATCH", &format!("{one}/status"), body)
         }
         12 => {
             let mut body = json!({"status": {"seen": "x"}, "metadata": metadata});
@@ -620,7 +629,7 @@ async fn the_in_process_api_answers_as_kube_apiserver_does() {
         let mut compared = 0;
         for seed in 0..=SEQUENCES {
             let mut rng = Rng::new(seed);
-            let of = Of::of(seed);
+            let of = Of::drawn(seed);
             let name = format!("o{seed}");
             let steps: Vec<Step> = match seed {
                 0 => by_hand(&name),

@@ -98,7 +98,10 @@ pub fn kinds() -> Vec<Kind> {
             ..kind::<events::v1::Event>(("events.k8s.io", "v1", "Event", "events"))
         }
         .selectable_by(&["reason", "type"])
-        .with(|b| b.validate = validate_event),
+        .with(|b| {
+            b.prepare = |object, _| prepare_event(object);
+            b.validate = validate_event;
+        }),
         Kind {
             create_on_update: true,
             unconditional_update: true,
@@ -201,33 +204,54 @@ fn validate_lease(object: &Value, _: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
+/// The server shows what older clients fill in, empty.
+fn prepare_event(object: &mut Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    for key in ["deprecatedFirstTimestamp", "deprecatedLastTimestamp"] {
+        map.entry(key).or_insert(Value::Null);
+    }
+    map.entry("deprecatedSource").or_insert_with(|| json!({}));
+}
+
 fn validate_event(object: &Value, old: Option<&Value>) -> Vec<Cause> {
-    let mut causes: Vec<Cause> =
-        ["reportingController", "reportingInstance", "action", "reason", "eventTime"]
-            .into_iter()
-            .filter(|&key| object[key].as_str().is_none_or(str::is_empty))
-            .map(Cause::required)
-            .collect();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (here, about) =
+        (text(&object["metadata"]["namespace"]), text(&object["regarding"]["namespace"]));
+    let mut causes = Vec::new();
+    // The server names fields as the older kind does. Without a time it is judged as one of those.
+    let elsewhere = if text(&object["eventTime"]).is_empty() {
+        causes.push(Cause::required("eventTime"));
+        here != if about.is_empty() { "default" } else { about.as_str() }
+    } else {
+        let fields = ["reportingController", "reportingInstance", "action", "reason"];
+        let missing = fields.into_iter().filter(|&key| text(&object[key]).is_empty());
+        causes.extend(missing.map(Cause::required));
+        if text(&object["note"]).len() > 1024 {
+            causes.push(Cause::invalid("message", "can have at most 1024 characters"));
+        }
+        about.is_empty() && here != "default" && here != "kube-system"
+    };
+    if elsewhere {
+        causes.push(Cause::invalid("involvedObject.namespace", "does not match event.namespace"));
+    }
     if !matches!(object["type"].as_str(), Some("Normal" | "Warning")) {
         causes.push(Cause::invalid("type", "must be Normal or Warning"));
     }
-    if object["note"].as_str().is_some_and(|n| n.len() > 1024) {
-        causes.push(Cause::invalid("message", "can have at most 1024 characters"));
-    }
-    let here = &object["metadata"]["namespace"];
-    let about = match object["regarding"]["namespace"].as_str() {
-        None | Some("") => "default",
-        Some(namespace) => namespace,
-    };
-    if here != about {
-        causes.push(Cause::invalid("involvedObject.namespace", "does not match event.namespace"));
-    }
     if let Some(old) = old {
         // An event may be counted up, not rewritten.
-        let fixed = ["eventTime", "reportingController", "reportingInstance", "action", "reason"];
-        for key in fixed.into_iter().chain(["regarding", "related", "note", "type"]) {
+        for (key, named) in [
+            ("eventTime", "eventTime"),
+            ("reportingController", "reportingController"),
+            ("reportingInstance", "reportingInstance"),
+            ("action", "action"),
+            ("reason", "reason"),
+            ("regarding", "involvedObject"),
+            ("related", "related"),
+            ("note", "message"),
+            ("type", "type"),
+        ] {
             if object[key] != old[key] {
-                causes.push(Cause::invalid(key, "field is immutable"));
+                causes.push(Cause::invalid(named, "field is immutable"));
             }
         }
     }

@@ -546,12 +546,13 @@ impl Session<'_> {
         {
             return Ok(reply(&old));
         }
-        let status = json!({
+        let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-            "details": {
-                "name": name, "group": kind.group, "kind": kind.plural, "uid": old.meta("uid"),
-            },
+            "details": {"name": name, "kind": kind.plural, "uid": old.meta("uid")},
         });
+        if !kind.group.is_empty() {
+            status["details"]["group"] = kind.group.clone().into();
+        }
         Ok((200, Bytes::from(status.to_string())))
     }
 
