@@ -99,13 +99,23 @@ async fn an_agent_that_hangs_is_killed_with_all_its_children_at_the_deadline() {
     assert!(error.is_unknown(), "it may have been obeyed: {error:?}");
     assert!(error.to_string().contains("spec.timeoutSeconds"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    assert_eq!(left_with(&format!("-p {port} ")), Vec::<String>::new());
+    assert_eq!(left_in_the_end(&format!("-p {port} ")).await, Vec::<String>::new());
     // Given up by us, it is killed too.
     off.spec.timeout_seconds = 30;
     let given_up = tokio::time::timeout(Duration::from_secs(2), agents.run(&off)).await;
     assert!(given_up.is_err(), "it still hangs");
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(left_with(&format!("-p {port} ")), Vec::<String>::new());
+    assert_eq!(left_in_the_end(&format!("-p {port} ")).await, Vec::<String>::new());
+}
+
+/// As [`left_with`], once those that were killed have had the time to end.
+async fn left_in_the_end(text: &str) -> Vec<String> {
+    for _ in 0..20 {
+        if left_with(text).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    left_with(text)
 }
 
 /// The command lines of processes that hold a text.
