@@ -35,7 +35,7 @@ async fn a_machine_is_what_its_manifest_says_from_its_firmware_to_the_end_of_its
     let cluster = Cluster::start(2, false, &Log::new()).await.unwrap();
     cluster.wait_ready().await.unwrap();
     let bench = Bench { cluster };
-    bench.networks();
+    bench.networks().await;
     fs::create_dir_all(bench.cluster.shared().join("default")).unwrap();
     bench.firmware_image_networks_and_seed().await;
     bench.pause_reset_memory_and_size().await;
@@ -67,15 +67,21 @@ impl Bench {
     }
 
     fn virsh(&self, host: &str, words: &[&str]) -> String {
+        self.try_virsh(host, words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    fn try_virsh(&self, host: &str, words: &[&str]) -> Result<String, String> {
         let uri = self.cluster.host(host).unwrap().libvirt_uri();
         let mut command = Command::new("timeout");
         let output = command.args(["30", "virsh", "-c", &uri]).args(words).output().unwrap();
-        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        if output.status.success() {
+            return Ok(String::from_utf8(output.stdout).unwrap());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// What an administrator has made on every host.
-    fn networks(&self) {
+    async fn networks(&self) {
         let xml = self.cluster.folder().join("lan.xml");
         let text = format!(
             "<network><name>{LAN}</name><forward mode='bridge'/><bridge name='{BRIDGE}'/></network>"
@@ -84,7 +90,11 @@ impl Bench {
         for host in ["h1", "h2"] {
             self.on(host, &["ip", "link", "add", BRIDGE, "type", "bridge"]);
             self.on(host, &["ip", "link", "set", BRIDGE, "up"]);
-            self.virsh(host, &["net-create", xml.to_str().unwrap()]);
+            // A host that has just been given its certificates restarts its libvirtd.
+            self.until("there is a network", || {
+                self.try_virsh(host, &["net-create", xml.to_str().unwrap()]).map(drop)
+            })
+            .await;
         }
     }
 
@@ -259,7 +269,7 @@ impl Bench {
                 let info = self.virsh(&seen.host, &["dominfo", domain]);
                 let used = info.lines().find(|line| line.starts_with("Used memory")).unwrap();
                 let pending = self.condition("web", "PendingRestart");
-                let done = used.contains(&format!(" {kib} KiB")) && pending == "False";
+                let done = used.contains(&format!(" {kib} KiB")) && pending != "True";
                 done.then_some(()).ok_or_else(|| format!("{used}, PendingRestart {pending}"))
             })
             .await;
