@@ -343,7 +343,10 @@ impl Draw {
         self.step(MENDED, format!("do: bmc, host: [{all}], is: ok"));
         if !panicked.is_empty() {
             // Someone finds the hung kernels.
-            self.step(MENDED, format!("do: power-off, host: [{}]", panicked.join(", ")));
+            let found = panicked.join(", ");
+            self.step(MENDED, format!("do: power-off, host: [{found}]"));
+            // One whose power is cut for its silence just after it was given back gets it again.
+            self.step(MENDED + 100, format!("do: power-on, host: [{found}]"));
         }
         self.step(MENDED + 5, format!("do: power-on, host: [{all}]"));
         self.step(MENDED + 5, format!("do: uncordon, host: [{all}]"));
