@@ -191,11 +191,20 @@ const LOOK_AT: usize = 0x53;
 /// Where guests are emulated twice over, those that write at each take their host for themselves.
 pub fn slow_boot_sector() -> [u8; SECTOR] {
     let mut sector = boot_sector();
-    sector[SLOWLY_AT..][..SLOWLY.len()].copy_from_slice(&SLOWLY);
-    let way = (SLOWLY_AT - LOOK_AT - 3) as u16;
-    sector[LOOK_AT] = 0xe9;
-    sector[LOOK_AT + 1..][..2].copy_from_slice(&way.to_le_bytes());
+    detour(&mut sector, LOOK_AT, JMP, SLOWLY_AT, &SLOWLY);
     sector
+}
+
+/// Opcodes of a near jump and a near call, with two bytes of distance.
+const JMP: u8 = 0xe9;
+const CALL: u8 = 0xe8;
+
+/// Puts code at a place further on in a boot sector, and a jump or call to it in the place of three
+/// bytes.
+fn detour(sector: &mut [u8; SECTOR], from: usize, opcode: u8, to: usize, code: &[u8]) {
+    sector[to..][..code.len()].copy_from_slice(code);
+    sector[from] = opcode;
+    sector[from + 1..][..2].copy_from_slice(&((to - from - 3) as u16).to_le_bytes());
 }
 
 /// The boot sector with its signature.
@@ -245,12 +254,10 @@ pub fn slow_heavy_boot_sector(mebibytes: u8) -> [u8; SECTOR] {
 
 /// The same boot sector, of a guest that fills some of its memory first.
 fn heavy(mut sector: [u8; SECTOR], mebibytes: u8) -> [u8; SECTOR] {
-    // In place of `cli` and `xor ax, ax`, which the ballast does: jmp BALLAST.
-    sector[..3].copy_from_slice(&[0xe9, (BALLAST_AT - 3) as u8, ((BALLAST_AT - 3) >> 8) as u8]);
-    let ballast = &mut sector[BALLAST_AT..][..BALLAST.len()];
-    ballast.copy_from_slice(&BALLAST);
+    // In place of `cli` and `xor ax, ax`, which the ballast does.
+    detour(&mut sector, 0, JMP, BALLAST_AT, &BALLAST);
     let pages = u32::from(mebibytes) * 256;
-    ballast[BALLAST_PAGES..][..4].copy_from_slice(&pages.to_le_bytes());
+    sector[BALLAST_AT + BALLAST_PAGES..][..4].copy_from_slice(&pages.to_le_bytes());
     sector
 }
 
@@ -260,10 +267,8 @@ fn heavy(mut sector: [u8; SECTOR], mebibytes: u8) -> [u8; SECTOR] {
 /// As [`write_guest_disk`].
 pub fn write_balloon_disk(path: &Path) -> io::Result<()> {
     let mut sector = boot_sector();
-    sector[BALLOON_AT..][..BALLOON.len()].copy_from_slice(&BALLOON);
-    let way = (BALLOON_AT - NOTE_AT - 3) as u16;
-    sector[NOTE_AT] = 0xe8;
-    sector[NOTE_AT + 1..][..2].copy_from_slice(&way.to_le_bytes());
+    detour(&mut sector, NOTE_AT, CALL, BALLOON_AT, &BALLOON);
+    // The note has four bytes.
     sector[NOTE_AT + 3] = 0x90;
     write_disk(path, &sector)
 }

@@ -141,6 +141,16 @@ impl Default for Log {
     }
 }
 
+/// Whether a host is drained; what it says instead.
+async fn is_drained(hosts: &Api<Host>, name: &str) -> Result<(), String> {
+    let host = hosts.get(name).await.map_err(|error| error.to_string())?;
+    let conditions = host.status.map(|s| s.conditions).unwrap_or_default();
+    match conditions.into_iter().find(|c| c.type_ == "Drained") {
+        Some(c) if c.status == "True" => Ok(()),
+        other => Err(format!("{:?}", other.map(|c| c.message))),
+    }
+}
+
 /// A running Stockade; dropping it ends and removes all of it.
 pub struct Cluster {
     // Fields drop in this order: programs, their hosts, the control plane, the logs.

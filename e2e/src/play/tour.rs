@@ -15,7 +15,7 @@ use stockade_crds::v1alpha1::{
 };
 use stockade_host::ports::{OwnerRecord, RecordState};
 
-use super::{Cluster, Log, PlayError, STORAGE};
+use super::{Cluster, Log, PlayError, STORAGE, is_drained};
 use crate::local_hosts::{
     LocalHost, ProcessId, Signal, guest_boots, guest_counter, write_guest_disk,
 };
@@ -222,13 +222,7 @@ impl<'a> Tour<'a> {
         let hosts: Api<Host> = Api::all(self.cluster.client());
         self.cluster
             .until(&format!("{} is drained", seen.host), async || {
-                let host = hosts.get(&seen.host).await.map_err(|error| error.to_string())?;
-                let conditions = host.status.map(|s| s.conditions).unwrap_or_default();
-                let drained = conditions.into_iter().find(|c| c.type_ == "Drained");
-                match drained {
-                    Some(c) if c.status == "True" => Ok(()),
-                    other => Err(format!("{:?}", other.map(|c| c.message))),
-                }
+                is_drained(&hosts, &seen.host).await
             })
             .await?;
         let (next, now) = self.moved(&seen, before).await?;

@@ -15,7 +15,7 @@ use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::local_hosts::{GUEST_DISK_BYTES, Signal, slow_heavy_boot_sector};
 use stockade_e2e::play::Log;
 
-use super::moves::{VIRTLOCKD, locked_where_it_runs, moves_are_ready, only_there};
+use super::moves::{VIRTLOCKD, locked_where_it_runs, moves_are_ready, only_there, order_move};
 use super::stage::{declare, guest, heal, signal_agent};
 
 pub const CUTS: Case = (
@@ -209,18 +209,8 @@ fn round(cluster: &Cluster, log: &Log, number: usize, fault: &Fault) -> Outcome 
 fn under_way(round: &Round<'_>, number: usize) -> Outcome {
     let cluster = round.cluster;
     for mover in BOTH {
-        let (name, to) = (mover.prover.name, round.to);
-        let order = format!("{name}-cut-{number}");
-        let words = ["delete", "svmm", &order, "--ignore-not-found", "--wait=true"];
-        kubectl(cluster, &words)?;
-        apply(
-            cluster,
-            &format!(
-                "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachineMigration\n\
-                 metadata: {{name: {order}, namespace: default}}\n\
-                 spec: {{vm: {name}, target: {to}, live: true}}\n"
-            ),
-        )?;
+        let name = mover.prover.name;
+        order_move(cluster, &format!("{name}-cut-{number}"), name, round.to)?;
     }
     let copied = until("both are told to be copied", LIMIT, || {
         for (index, mover) in BOTH.iter().enumerate() {

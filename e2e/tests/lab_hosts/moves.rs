@@ -58,6 +58,20 @@ pub fn moves_are_ready(cluster: &Cluster) -> Outcome {
     ready.map_err(said)
 }
 
+/// Orders a live move, in the place of an earlier one of that name.
+pub fn order_move(cluster: &Cluster, order: &str, vm: &str, to: &str) -> Outcome {
+    let words = ["delete", "svmm", order, "--ignore-not-found", "--wait=true"];
+    kubectl(cluster, &words)?;
+    apply(
+        cluster,
+        &format!(
+            "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachineMigration\n\
+             metadata: {{name: {order}, namespace: default}}\n\
+             spec: {{vm: {vm}, target: {to}, live: true}}\n"
+        ),
+    )
+}
+
 /// Moves a guest live from a host to another, and looks at what came of it; at each look meanwhile
 /// its lock is held where it runs and nowhere else.
 fn moves_to(
@@ -72,16 +86,7 @@ fn moves_to(
     let before = prover.counters(cluster)?;
     let since = Instant::now();
     let order = format!("{name}-lab-{round}");
-    let words = ["delete", "svmm", &order, "--ignore-not-found", "--wait=true"];
-    kubectl(cluster, &words)?;
-    apply(
-        cluster,
-        &format!(
-            "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachineMigration\n\
-             metadata: {{name: {order}, namespace: default}}\n\
-             spec: {{vm: {name}, target: {to}, live: true}}\n"
-        ),
-    )?;
+    order_move(cluster, &order, name, to)?;
     let mut looks = 0;
     let over = until(&format!("{name} has moved to {to}"), LIMIT, || {
         for host in [from, to] {

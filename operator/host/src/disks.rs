@@ -17,7 +17,7 @@ use stockade_crds::v1alpha1::{DiskFormat, MachineDisk};
 use self::image::Content;
 use crate::cmd;
 use crate::error::{HostError, HostResult};
-use crate::files::{failed, remove, sync_folder};
+use crate::files::{beside, failed, remove, sync_folder};
 use crate::ports::RecordState;
 use crate::records;
 
@@ -27,9 +27,7 @@ const COPY_LIMIT: Duration = Duration::from_secs(3600);
 /// The file with the UEFI variables of a guest that boots from this disk.
 #[must_use]
 pub fn variables(disk: &Path) -> PathBuf {
-    let mut name = disk.as_os_str().to_owned();
-    name.push(VARIABLES_SUFFIX);
-    PathBuf::from(name)
+    beside(disk, VARIABLES_SUFFIX)
 }
 
 /// Makes sure that a disk is there as its order describes it.

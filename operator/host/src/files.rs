@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{HostError, HostResult};
 
@@ -23,6 +23,14 @@ pub fn replace_for_this_boot(path: &Path, text: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
     fs::write(&temporary, text)?;
     fs::rename(&temporary, path)
+}
+
+/// What lies beside a file, by a longer name.
+#[must_use]
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Brings the names in a folder onto the disk.

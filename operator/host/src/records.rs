@@ -13,15 +13,13 @@ use rustix::io::Errno;
 use stockade_crds::names::{RECORDS_SUFFIX, VARIABLES_SUFFIX};
 
 use crate::error::{HostError, HostResult};
-use crate::files::{failed, remove, replace, sync_folder};
+use crate::files::{beside, failed, remove, replace, sync_folder};
 use crate::ports::{Linked, OwnerRecord, RecordState};
 
 /// The folder with a disk's records.
 #[must_use]
 pub fn folder(disk: &Path) -> PathBuf {
-    let mut name = disk.as_os_str().to_owned();
-    name.push(RECORDS_SUFFIX);
-    PathBuf::from(name)
+    beside(disk, RECORDS_SUFFIX)
 }
 
 fn record_path(disk: &Path, epoch: i64) -> PathBuf {

@@ -16,7 +16,7 @@ use stockade_sim::world::power::Which;
 use tokio::time::Instant;
 
 use super::Simulated;
-use crate::play::{Log, PlayError, STORAGE};
+use crate::play::{Log, PlayError, STORAGE, is_drained};
 
 const NAMESPACE: &str = "default";
 const VM: &str = "demo";
@@ -162,13 +162,7 @@ impl Tour<'_> {
         let hosts: Api<Host> = Api::all(self.play.client.clone());
         self.play
             .until(&format!("{} is drained", seen.host), async || {
-                let host = hosts.get(&seen.host).await.map_err(|error| error.to_string())?;
-                let conditions = host.status.map(|s| s.conditions).unwrap_or_default();
-                let drained = conditions.into_iter().find(|c| c.type_ == "Drained");
-                match drained {
-                    Some(c) if c.status == "True" => Ok(()),
-                    other => Err(format!("{:?}", other.map(|c| c.message))),
-                }
+                is_drained(&hosts, &seen.host).await
             })
             .await?;
         let next = self.running(seen.epoch, &seen.host).await?;

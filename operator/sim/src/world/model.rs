@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use stockade_crds::names::domain_name;
 use stockade_crds::v1alpha1::{AgentLock, DomainSpec, GoingDown, LockKind, SelfFence, StorageKind};
 use stockade_host::ports::{Beat, HypervisorEvent, JournalState, OwnerRecord, StopReason};
 use tokio::sync::{Notify, mpsc};
@@ -157,6 +158,42 @@ pub struct Qemu {
     pub undead: bool,
     /// libvirt has lost it: a daemon that starts anew can't reach the monitor of such a process.
     pub unlisted: bool,
+}
+
+impl Qemu {
+    /// One that was just made for an order, under the order's lock.
+    #[must_use]
+    pub fn of(
+        order: &DomainSpec,
+        pid: u64,
+        by: Doer,
+        state: QemuState,
+        disks: Vec<OpenDisk>,
+    ) -> Self {
+        Self {
+            pid,
+            uid: order.vm.uid.clone(),
+            name: domain_name(&order.vm.namespace, &order.vm.name),
+            vm: order.vm.name.clone(),
+            epoch: order.epoch,
+            state,
+            by,
+            unlocked: false,
+            lock: order.machine.lock,
+            disks,
+            cores: order.machine.cores,
+            memory_mib: order.machine.memory_mib,
+            knows: BTreeMap::new(),
+            moving_to: None,
+            copied_ms: 0,
+            whole_at: None,
+            resumed_at: None,
+            abort: false,
+            asked: false,
+            undead: false,
+            unlisted: false,
+        }
+    }
 }
 
 /// What the watchdog and its feeder are doing.

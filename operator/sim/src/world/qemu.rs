@@ -1,6 +1,5 @@
 //! Processes of VMs: starts, ends, and what the hypervisor's daemon tells.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use stockade_core::agent::hook_allows;
@@ -294,29 +293,7 @@ impl World {
         if state == QemuState::Launching {
             self.judge_start(host, order);
         }
-        let qemu = Qemu {
-            pid,
-            uid: order.vm.uid.clone(),
-            name: stockade_crds::names::domain_name(&order.vm.namespace, &order.vm.name),
-            vm: order.vm.name.clone(),
-            epoch: order.epoch,
-            state,
-            by: Doer::Agent,
-            unlocked: false,
-            lock: order.machine.lock,
-            disks,
-            cores: order.machine.cores,
-            memory_mib: order.machine.memory_mib,
-            knows: BTreeMap::new(),
-            moving_to: None,
-            copied_ms: 0,
-            whole_at: None,
-            resumed_at: None,
-            abort: false,
-            asked: false,
-            undead: false,
-            unlisted: false,
-        };
+        let qemu = Qemu::of(order, pid, Doer::Agent, state, disks);
         let defines = !self.transient && state == QemuState::Launching;
         if let Some(m) = self.machines.get_mut(host) {
             m.qemus.insert(order.vm.uid.clone(), qemu);

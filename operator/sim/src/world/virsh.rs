@@ -1,6 +1,5 @@
 //! Someone who uses libvirt behind Stockade's back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use stockade_crds::v1alpha1::DomainSpec;
@@ -49,27 +48,9 @@ impl World {
         let uid = order.vm.uid.clone();
         self.vm_names.insert(uid.clone(), order.vm.name.clone());
         let qemu = Qemu {
-            pid,
-            uid: uid.clone(),
-            name: stockade_crds::names::domain_name(&order.vm.namespace, &order.vm.name),
-            vm: order.vm.name.clone(),
-            epoch: order.epoch,
-            state: QemuState::Launching,
-            by: Doer::Virsh,
             unlocked: unlocked || lock.is_none(),
             lock,
-            disks,
-            cores: order.machine.cores,
-            memory_mib: order.machine.memory_mib,
-            knows: BTreeMap::new(),
-            moving_to: None,
-            copied_ms: 0,
-            whole_at: None,
-            resumed_at: None,
-            abort: false,
-            asked: false,
-            undead: false,
-            unlisted: false,
+            ..Qemu::of(order, pid, Doer::Virsh, QemuState::Launching, disks)
         };
         if let Some(m) = self.machines.get_mut(host) {
             m.qemus.insert(uid.clone(), qemu);
