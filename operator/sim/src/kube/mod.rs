@@ -34,9 +34,10 @@ use serde_json::json;
 
 pub use admin::Admin;
 pub use faults::{Fault, FaultId, Faults, Scope};
+pub use kinds::{Kinds, Shape};
 pub use refusal::{Cause, Refusal};
 pub use request::Verb;
-pub use schema::SchemaError;
+pub use schema::{Place, SchemaError};
 pub use server::Write;
 pub use store::{Backup, Object};
 

@@ -118,6 +118,12 @@ impl Schema {
         dropped
     }
 
+    /// What may stand in an object as a whole.
+    #[must_use]
+    pub fn place(&self) -> Place<'_> {
+        Place(&self.root)
+    }
+
     /// Fills in defaults, and drops nulls where the schema allows none.
     pub fn default(&self, object: &mut Value) {
         self.root.default(object);
@@ -136,6 +142,35 @@ impl Schema {
         }
         causes.append(&mut self.rules.broken(object, old));
         causes
+    }
+}
+
+/// What may stand at one place of an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a>(&'a Node);
+
+impl<'a> Place<'a> {
+    /// The fields that are known by name there.
+    pub fn names(self) -> impl Iterator<Item = &'a str> {
+        self.0.properties.keys().map(String::as_str)
+    }
+
+    /// What may stand in that field; `None`: the field is dropped, or what is in it is not looked at.
+    #[must_use]
+    pub fn field(self, name: &str) -> Option<Self> {
+        self.0.child(name).map(Self)
+    }
+
+    /// What an item of a list may be.
+    #[must_use]
+    pub fn item(self) -> Option<Self> {
+        self.0.items.as_deref().map(Self)
+    }
+
+    /// Whether fields of any name are kept.
+    #[must_use]
+    pub fn keeps_all(self) -> bool {
+        self.0.preserve || matches!(self.0.additional, Additional::Anything)
     }
 }
 
@@ -243,7 +278,7 @@ impl Node {
     }
 
     fn prune_map(&self, map: &mut Map<String, Value>, path: &str, dropped: &mut Vec<String>) {
-        let keep_all = self.preserve || matches!(self.additional, Additional::Anything);
+        let keep_all = Place(self).keeps_all();
         map.retain(|key, value| {
             if let Some(child) = self.child(key) {
                 if value.is_object() || value.is_array() {

@@ -43,7 +43,12 @@ impl World {
         let lock = order.machine.lock.filter(|_| !unlocked);
         if let Some(kind) = lock {
             let (uid, vm) = (order.vm.uid.clone(), order.vm.name.clone());
-            self.take_locks(host, pid, &uid, &vm, kind, &disks, Doer::Virsh)?;
+            let taken = self.take_locks(host, pid, &uid, &vm, kind, &disks, Doer::Virsh);
+            if let Err(why) = &taken {
+                let seen = Seen::of(What::StartFailed).vm(&vm).host(host).by(Doer::Virsh);
+                self.emit(seen.detail(why.clone()));
+            }
+            taken?;
         }
         let uid = order.vm.uid.clone();
         self.vm_names.insert(uid.clone(), order.vm.name.clone());

@@ -2,7 +2,7 @@
 
 use super::super::ast::{EventKind, Form, Millis, Name, RanPattern, Time};
 use super::super::observe::{SimEvent, View};
-use super::super::words::{Word as _, WorldEvent};
+use super::super::words::{By, Word as _, WorldEvent};
 use super::Fired;
 use super::condition::{Tracker, matches};
 use super::pattern::fits;
@@ -154,8 +154,12 @@ impl Watch {
                 }
             }
             State::Untouched(vms, touched) => {
+                // A start by hand that was refused has not come near it.
+                let refused = event.by == Some(By::Virsh)
+                    && event.kind == EventKind::World(WorldEvent::StartFailed);
                 if let EventKind::World(kind) = &event.kind
                     && TOUCHES.contains(kind)
+                    && !refused
                     && let Some(vm) = event.vm.as_ref().filter(|vm| vms.contains(vm))
                     && touched.is_none()
                 {

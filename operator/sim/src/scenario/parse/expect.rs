@@ -1,6 +1,6 @@
 //! Expectations.
 
-use super::super::ast::{Condition, Expectation, Form, Name, RanPattern, Window};
+use super::super::ast::{Condition, Expectation, Form, Name, RanPattern, Time, Window};
 use super::super::node::{Kind, Node};
 use super::condition;
 use super::names::NameKind;
@@ -57,7 +57,13 @@ fn nested(f: &mut Fields<'_>, key: &'static str) -> Option<Condition> {
 }
 
 fn window(f: &mut Fields<'_>) -> Window {
-    Window { after: f.time("after"), before: f.time("before") }
+    let window = Window { after: f.time("after"), before: f.time("before") };
+    if let (Some(Time::At(after)), Some(Time::At(before))) = (&window.after, &window.before)
+        && before <= after
+    {
+        f.problem("`before` is not later than `after`: nothing would be looked at".to_owned());
+    }
+    window
 }
 
 /// A condition, and when it must be true.

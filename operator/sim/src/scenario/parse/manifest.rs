@@ -1,7 +1,12 @@
 //! Objects to apply: inline documents, or files of them.
 
+use stockade_crds::GROUP;
+
+use crate::kube::{Kinds, Place, Shape};
+
 use super::super::ast::{Line, Manifest};
 use super::super::node::{Kind, Node, documents};
+use super::super::problem::unknown;
 use super::read::Cx;
 
 /// One or many inline objects or file names.
@@ -52,9 +57,79 @@ fn inner(cx: &Cx, text: &str, line: u32, what: &str, found: &mut Vec<Manifest>) 
     }
     for mut root in roots {
         let own = root.line;
-        root.line = line;
+        set_line(&mut root, line);
         one(cx, &root, &format!("{what}, its line {own}"), found);
     }
+}
+
+/// Problems in a file of manifests are reported at the line of the scenario that names it.
+fn set_line(node: &mut Node, line: u32) {
+    node.line = line;
+    match &mut node.kind {
+        Kind::Scalar { .. } => {}
+        Kind::Seq(items) => items.iter_mut().for_each(|item| set_line(item, line)),
+        Kind::Map(entries) => {
+            for (key, value) in entries {
+                key.line = line;
+                set_line(value, line);
+            }
+        }
+    }
+}
+
+/// Every field of an object of Stockade's is one that its kind has: the API would drop another.
+/// What the API itself writes is not looked at.
+pub(crate) fn fields_known(cx: &Cx, node: &Node, kind: &str, what: &str) {
+    let Ok(kinds) = Kinds::ours() else { return };
+    let Some(id) = kinds.by_name(kind, Some(GROUP)) else { return };
+    let Shape::Custom(schema) = &kinds.get(id).shape else { return };
+    let Kind::Map(entries) = &node.kind else { return };
+    for (key, value) in entries {
+        match (key.text.as_str(), schema.place().field(&key.text)) {
+            ("apiVersion" | "kind" | "metadata" | "status", _) => {}
+            (name, Some(place)) => place_known(cx, value, place, name, what),
+            (name, None) => {
+                let known: Vec<&str> = schema.place().names().collect();
+                cx.problem(key.line, format!("{what}: {}", unknown("field", name, &known)));
+            }
+        }
+    }
+}
+
+fn place_known(cx: &Cx, node: &Node, place: Place<'_>, path: &str, what: &str) {
+    match &node.kind {
+        Kind::Scalar { .. } => {}
+        Kind::Seq(items) => {
+            let Some(place) = place.item() else { return };
+            items.iter().for_each(|item| place_known(cx, item, place, path, what));
+        }
+        Kind::Map(entries) => {
+            for (key, value) in entries {
+                if let Some(place) = place.field(&key.text) {
+                    place_known(cx, value, place, &format!("{path}.{}", key.text), what);
+                } else if !place.keeps_all() {
+                    let known: Vec<&str> = place.names().collect();
+                    let text = unknown("field", &key.text, &known);
+                    cx.problem(key.line, format!("{what}, in `{path}`: {text}"));
+                }
+            }
+        }
+    }
+}
+
+/// A kind of Stockade's that there is.
+fn kind_known(cx: &Cx, node: &Node, manifest: &Manifest, what: &str) -> bool {
+    let version = node.get("apiVersion").and_then(Node::text).unwrap_or_default();
+    let of_ours = version.split('/').next() == Some(GROUP);
+    let Ok(kinds) = Kinds::ours() else { return true };
+    if !of_ours || kinds.by_name(manifest.kind(), Some(GROUP)).is_some() {
+        return true;
+    }
+    let ours = kinds.iter().filter(|(_, kind)| kind.group == GROUP);
+    let known: Vec<&str> = ours.map(|(_, kind)| kind.kind.as_str()).collect();
+    let line = node.get("kind").map_or(node.line, |kind| kind.line);
+    cx.problem(line, format!("{what}: {}", unknown("kind", manifest.kind(), &known)));
+    false
 }
 
 /// Whether a mapping is an object of the API rather than shorthand.
@@ -117,9 +192,10 @@ pub(crate) fn object(cx: &Cx, node: &Node, what: &str) -> Option<Manifest> {
         cx.problem(node.line, format!("{what}: an object needs `metadata.name`"));
         whole = false;
     }
-    if !whole {
+    if !whole || !kind_known(cx, node, &manifest, what) {
         return None;
     }
+    fields_known(cx, node, manifest.kind(), what);
     let mut object = manifest.object;
     // A name of digits is a name all the same.
     if let (Some(name), Some(slot)) =

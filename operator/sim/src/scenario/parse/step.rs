@@ -307,7 +307,10 @@ fn storage(f: &mut Fields<'_>) -> Option<Verb> {
 }
 
 fn lock_manager(f: &mut Fields<'_>) -> Option<Verb> {
-    if f.has("stale-lock") {
+    // `is: stale-lock, vm: x` says the same as `stale-lock: x`.
+    let stale = f.take("is").is_some_and(|is| is.text() == Some("stale-lock"));
+    let named = if stale { "vm" } else { "stale-lock" };
+    if stale || f.has("stale-lock") {
         let owner = f.read("owner", |cx, n, w| {
             let name = cx.bare_name(n, w)?;
             Some(match name.as_str() {
@@ -319,8 +322,8 @@ fn lock_manager(f: &mut Fields<'_>) -> Option<Verb> {
                 }
             })
         });
-        let vms = f.some_names("stale-lock", NameKind::Vm)?;
-        if f.has("is") || f.has("host") {
+        let vms = f.some_names(named, NameKind::Vm)?;
+        if (f.has("is") && !stale) || f.has("host") {
             f.problem("step `lock-manager`: `stale-lock` goes with `owner` only".to_owned());
         }
         return Some(Verb::StaleLock { vms, owner: owner.unwrap_or(LockOwner::Foreign) });
@@ -411,7 +414,9 @@ fn patch(f: &mut Fields<'_>) -> Option<Verb> {
         f.cx.expected(node, "`patch` of step `patch`", "a mapping");
         return None;
     }
-    Some(Verb::Patch { object: object?, patch: node.to_json() })
+    let object = object?;
+    manifest::fields_known(f.cx, node, &object.kind, "`patch` of step `patch`");
+    Some(Verb::Patch { object, patch: node.to_json() })
 }
 
 fn add(f: &mut Fields<'_>) -> Option<Verb> {

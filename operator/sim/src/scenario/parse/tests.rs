@@ -156,6 +156,7 @@ steps:
   - {at: 22, do: lock-manager, is: down, host: h1}
   - {at: 22, do: lock-manager, stale-lock: "101", owner: foreign}
   - {at: 22, do: lock-manager, stale-lock: "101", owner: h2}
+  - {at: 22, do: lock-manager, is: stale-lock, vm: "101", owner: h2}
   - {at: 23, do: api, is: reply-lost, only: [h1, controller]}
   - {at: 24, do: controller, is: second-leader}
   - {at: 25, do: apply, manifest: {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}}
@@ -394,7 +395,37 @@ const MALFORMED: &[(&str, u32, &[&str])] = &[
         &["waits for itself"],
     ),
     ("until: 10\nsteps:\n  - {at: 50, do: pause}", 3, &["never fires"]),
+    // Objects
+    (
+        "manifests:\n- apiVersion: stockade.dev/v1alpha1\n  kind: VirtualMachine\n  \
+         metadata: {name: q}\n  spec:\n    runPolcy: Halted",
+        6,
+        &["in `spec`", "unknown field `runPolcy`", "`runPolicy`"],
+    ),
+    (
+        "manifests:\n- apiVersion: stockade.dev/v1alpha1\n  kind: VirtualMachine\n  \
+         metadata: {name: q}\n  spec:\n    disks:\n    - {nam: root}",
+        7,
+        &["in `spec.disks`", "unknown field `nam`", "`name`"],
+    ),
+    (
+        "manifests:\n- apiVersion: stockade.dev/v1alpha1\n  kind: VirtualMachin\n  \
+         metadata: {name: q}",
+        3,
+        &["unknown kind `VirtualMachin`", "`VirtualMachine`"],
+    ),
+    (
+        "vms: [a]\nsteps:\n  - at: 5\n    do: patch\n    kind: VirtualMachine\n    name: a\n    \
+         patch: {spec: {runPolcy: Halted}}",
+        7,
+        &["`patch`", "unknown field `runPolcy`", "`runPolicy`"],
+    ),
     // Conditions and expectations
+    (
+        "vms: [a]\nexpect:\n  - {never: {vm: a, running: true}, after: 20, before: 10}",
+        3,
+        &["`before` is not later than `after`"],
+    ),
     ("vms: [a]\nexpect:\n  - {vm: a, runing: true}", 3, &["unknown field `runing`", "`running`"]),
     ("vms: [a]\nexpect:\n  - {vn: a, running: true}", 3, &["unknown field `vn`", "`vm`"]),
     ("vms: [a]\nexpect:\n  - {vm: b, running: true}", 3, &["no VM `b`", "`a`"]),
