@@ -499,7 +499,9 @@ pub struct VirtualMachineStatus {
     /// What is pinned for the VM's life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Pinned>,
-    /// Addresses that the guest was seen with.
+    /// Addresses that its host has seen the guest with: leases of a libvirt network that the host
+    /// serves, and its own neighbour table. Behind a bridge on which the host has no address there are
+    /// none.
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub addresses: Vec<String>,

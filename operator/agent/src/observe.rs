@@ -162,7 +162,6 @@ pub(crate) async fn inspect(context: Arc<Context>, vms: Vec<(String, bool)>) -> 
     for (uid, with_lock) in vms {
         match timed("read addresses", &uid, 3, hypervisor.addresses(&uid)).await {
             Ok(mut addresses) => {
-                addresses.sort_unstable();
                 addresses.truncate(32);
                 inspected.addresses.insert(uid.clone(), addresses);
             }

@@ -44,6 +44,8 @@ pub struct DomainView {
     pub disks: Vec<ViewedDisk>,
     /// File with its UEFI variables; empty where it names none.
     pub variables: String,
+    /// MAC addresses of its network interfaces, as libvirt writes them.
+    pub macs: Vec<String>,
 }
 
 /// A disk of a domain.
@@ -97,8 +99,13 @@ pub fn read_domain(xml: &str) -> Result<DomainView, ReadError> {
     let cores =
         vcpu.and_then(|node| node.attribute("current").or_else(|| node.text())).unwrap_or("1");
     let maximum = child("memory").map_or(0, mebibytes);
-    let disks = child("devices").map(|devices| {
-        devices.children().filter(|node| node.has_tag_name("disk")).map(disk).collect()
+    let devices = |name: &'static str| {
+        let all = child("devices").into_iter().flat_map(|devices| devices.children());
+        all.filter(move |node| node.has_tag_name(name))
+    };
+    let macs = devices("interface").filter_map(|interface| {
+        let mac = interface.children().find(|node| node.has_tag_name("mac"))?;
+        mac.attribute("address").map(str::to_owned)
     });
     Ok(DomainView {
         name: text("name")?.to_owned(),
@@ -113,8 +120,9 @@ pub fn read_domain(xml: &str) -> Result<DomainView, ReadError> {
         cores: cores.trim().parse().unwrap_or(1),
         memory_mib: child("currentMemory").map_or(maximum, mebibytes),
         max_memory_mib: maximum,
-        disks: disks.unwrap_or_default(),
+        disks: devices("disk").map(disk).collect(),
         variables: variables.unwrap_or_default().to_owned(),
+        macs: macs.collect(),
     })
 }
 

@@ -156,16 +156,16 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), virt::error::Error> {
     if result < 0 { Err(virt::error::Error::last_error()) } else { Ok(()) }
 }
 
-/// Guest addresses as this host's neighbour table knows them (`virt`'s own call leaks).
-pub(super) fn addresses(domain: &Domain) -> Result<Vec<String>, virt::error::Error> {
-    const SOURCE_ARP: u32 = 2;
+/// Guest addresses that a libvirt network of this host has leased (`virt`'s own call leaks).
+pub(super) fn leased(domain: &Domain) -> Result<Vec<String>, virt::error::Error> {
+    const SOURCE_LEASE: u32 = 0;
     let mut interfaces: *mut sys::virDomainInterfacePtr = null_mut();
     let mut found = Vec::new();
     // SAFETY: libvirt returns an array of that many interfaces, each with its addresses; each is
     // freed once by libvirt's own function, and the array by free.
     unsafe {
         let count =
-            sys::virDomainInterfaceAddresses(domain.as_ptr(), &mut interfaces, SOURCE_ARP, 0);
+            sys::virDomainInterfaceAddresses(domain.as_ptr(), &mut interfaces, SOURCE_LEASE, 0);
         if count < 0 {
             return Err(virt::error::Error::last_error());
         }

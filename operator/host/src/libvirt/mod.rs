@@ -12,6 +12,7 @@ mod events;
 mod identity;
 mod lock;
 mod migrate;
+mod neighbours;
 mod owner;
 mod progress;
 mod records;
@@ -19,6 +20,7 @@ mod sanlock;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -47,7 +49,9 @@ use crate::process::ProcessId;
 use crate::{cmd, files, hook, seed};
 use connect::Connection;
 use identity::{Changed, Identity};
+use neighbours::Neighbours;
 use records::{Pending, Records};
+use sanlock::Membership;
 
 pub use migrate::MigrationOptions;
 pub use sanlock::SanlockPlaces;
@@ -58,8 +62,9 @@ const SHORT: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(120);
 /// How long one look waits for a lock manager to be set up.
 const PREPARE: Duration = Duration::from_secs(5);
-/// A daemon that has not joined its lockspace within this is restarted.
-const JOIN_AGAIN: Duration = Duration::from_secs(300);
+/// A daemon that is not even joining its lockspace this long after its start is restarted. It tries
+/// once, and fails where another host is just making the lockspace's file.
+const JOIN_AGAIN: Duration = Duration::from_secs(30);
 /// UUID of the domain that is to be refused by the hook.
 const PROBE_UUID: &str = "57ac4ade-0000-4000-8000-00000000b0b0";
 
@@ -138,6 +143,7 @@ pub struct Libvirt {
     preparing: Mutex<Option<JoinHandle<HostResult<bool>>>>,
     /// What it shows in moves over TLS; `None`: they are not wanted.
     identity: Option<Identity>,
+    neighbours: Neighbours,
 }
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -162,6 +168,7 @@ impl Libvirt {
             lockspace_at: Mutex::new(Instant::now()),
             preparing: Mutex::default(),
             identity,
+            neighbours: Neighbours::default(),
         })
     }
 
@@ -396,8 +403,9 @@ impl Libvirt {
     async fn use_lock_manager(&self, lock: &AgentLock) -> HostResult<()> {
         const OP: &str = "use lock manager";
         let config = &self.options.config;
+        let live = self.list_all().await.map(|live| live.len());
         // What can't be listed may run.
-        let idle = self.list_all().await.is_ok_and(|live| live.is_empty());
+        let idle = matches!(live, Ok(0));
         let set = self.prepare_lock(lock).await?;
         let changed = lock::choose(config, lock.kind, idle)? || set;
         match lock.kind {
@@ -408,15 +416,20 @@ impl Libvirt {
                 lock::daemon_answers(&self.options.run)
             }
             LockKind::Sanlock => {
-                let ready = sanlock::ready(lock).await;
+                let membership = sanlock::membership(lock).await?;
                 // A daemon that was not restarted after a change, because this process ended just
-                // then, or that failed to join, is restarted now and then.
-                let last = *guard(&self.lockspace_at);
-                if changed || (ready.is_err() && idle && last.elapsed() >= JOIN_AGAIN) {
+                // then, or that failed to join, is restarted now and then; so is one that does not
+                // come up without the lockspace.
+                let due = guard(&self.lockspace_at).elapsed() >= JOIN_AGAIN;
+                let absent = membership == Membership::Absent && !matches!(live, Ok(1..));
+                if changed || (absent && due) {
                     *guard(&self.lockspace_at) = Instant::now();
                     self.restart_daemon(OP).await?;
                 }
-                ready
+                if membership == Membership::Joined {
+                    return Ok(());
+                }
+                Err(sanlock::not_joined(lock))
             }
         }
     }
@@ -660,7 +673,18 @@ impl Hypervisor for Libvirt {
     }
 
     fn addresses<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Vec<String>>> {
-        self.on_domain("addresses", vm_uid, events::addresses).boxed()
+        async move {
+            let seen = self.on_domain("addresses", vm_uid, |domain| {
+                let macs = domain::see(domain)?.map(|seen| seen.view.macs);
+                // A host on which libvirt has no networks has no leases either.
+                Ok((macs.unwrap_or_default(), events::leased(domain).unwrap_or_default()))
+            });
+            let (macs, leased) = seen.await?;
+            let mut known = self.neighbours.of(&macs).await?;
+            known.extend(leased.iter().filter_map(|address| address.parse::<IpAddr>().ok()));
+            Ok(known.iter().map(IpAddr::to_string).collect())
+        }
+        .boxed()
     }
 
     fn usage<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<(i64, i64)>> {

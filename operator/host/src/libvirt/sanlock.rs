@@ -60,6 +60,8 @@ impl Default for SanlockPlaces {
 pub(super) struct Held {
     /// Lockspaces that are joined: name, host id, path.
     spaces: Vec<(String, i32, String)>,
+    /// libvirt's is being joined or left.
+    changing: bool,
     /// Processes with a lease, once for each.
     leases: Vec<i32>,
 }
@@ -74,10 +76,11 @@ impl Held {
             match (words.next(), words.next()) {
                 (Some("s"), Some(space)) => {
                     let parts: Vec<&str> = space.split(':').collect();
+                    let [name, id, path, ..] = &parts[..] else { continue };
                     // One that is being joined or left says so in a further word.
-                    if let ([name, id, path, ..], None) = (&parts[..], words.next())
-                        && let Ok(id) = id.parse()
-                    {
+                    if words.next().is_some() {
+                        held.changing |= *name == SPACE;
+                    } else if let Ok(id) = id.parse() {
                         held.spaces.push(((*name).to_owned(), id, (*path).to_owned()));
                     }
                 }
@@ -100,9 +103,18 @@ impl Held {
         self.leases.iter().filter(|of| **of == pid).count()
     }
 
-    fn joined(&self, lock: &AgentLock) -> bool {
+    fn membership(&self, lock: &AgentLock) -> Membership {
         let path = path_of(lock);
-        self.spaces.iter().any(|(name, id, at)| name == SPACE && *id == lock.host_id && *at == path)
+        let own = |(name, id, at): &(String, i32, String)| {
+            name == SPACE && *id == lock.host_id && *at == path
+        };
+        if self.spaces.iter().any(own) {
+            Membership::Joined
+        } else if self.changing {
+            Membership::Changing
+        } else {
+            Membership::Absent
+        }
     }
 
     /// The lockspace of libvirt's that is joined elsewhere or by another id, as sanlock's commands
@@ -251,20 +263,33 @@ pub(super) async fn leave(places: &SanlockPlaces) -> HostResult<()> {
     cmd::run(OP, "systemd", "systemctl", &["daemon-reload"], LIMIT).await.map(drop)
 }
 
-/// Whether libvirt's daemon has joined the lockspace by this host's id.
+/// How far libvirt's daemon has come with the lockspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Membership {
+    /// Joined by this host's id.
+    Joined,
+    /// It is being joined or left.
+    Changing,
+    /// Nobody is at it: the daemon has not tried, or has failed. It tries once a start.
+    Absent,
+}
+
+/// How far this host has come with the lockspace.
 ///
 /// # Errors
-/// It has not, or sanlock does not answer.
-pub(super) async fn ready(lock: &AgentLock) -> HostResult<()> {
-    if held().await?.joined(lock) {
-        return Ok(());
-    }
+/// sanlock does not answer.
+pub(super) async fn membership(lock: &AgentLock) -> HostResult<Membership> {
+    Ok(held().await?.membership(lock))
+}
+
+/// What the status says of a host that has not joined.
+pub(super) fn not_joined(lock: &AgentLock) -> HostError {
     let message = format!(
         "host id {} has not joined the lockspace yet; where it stays so see journalctl -u sanlock \
          -u libvirtd",
         lock.host_id
     );
-    Err(HostError::refused(OP, &lock.lockspace, message))
+    HostError::refused(OP, &lock.lockspace, message)
 }
 
 /// A watchdog is there, its driver loaded now and at each boot.
@@ -361,14 +386,16 @@ mod tests {
     fn a_lockspace_counts_once_it_is_joined_by_the_hosts_own_id() {
         let status = |line: &str| format!("daemon uid-1\np -1 helper\n{line}\n");
         let space = format!("s {SPACE}:2:/srv/vms/.stockade/locks/{SPACE}:0");
-        assert!(Held::parse(&status(&space)).joined(&lock()));
+        let membership = |line: &str| Held::parse(&status(line)).membership(&lock());
+        assert_eq!(membership(&space), Membership::Joined);
+        assert_eq!(membership(&format!("{space} ADD")), Membership::Changing);
         for other in [
-            format!("{space} ADD"),
             format!("s {SPACE}:3:/srv/vms/.stockade/locks/{SPACE}:0"),
             format!("s {SPACE}:2:/srv/other/.stockade/locks/{SPACE}:0"),
+            "s theirs:2:/srv/vms:0 ADD".to_owned(),
             String::new(),
         ] {
-            assert!(!Held::parse(&status(&other)).joined(&lock()), "{other}");
+            assert_eq!(membership(&other), Membership::Absent, "{other}");
         }
     }
 
