@@ -56,6 +56,7 @@ const MUTANTS: &[(&str, &[&str], Misses)] = &[
     ("controller.observer_health", &[], Oracle),
     ("controller.round_trip", &["controller.fresh_off"], Expectation),
     ("controller.brake", &[], Expectation),
+    ("controller.shot_noted", &[], Oracle),
     ("controller.needed", &[], Oracle),
     ("controller.ready_first", &[], Expectation),
     ("controller.void_word", &["agent.leave_paused"], Oracle),

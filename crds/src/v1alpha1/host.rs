@@ -1,7 +1,7 @@
 //! `Host`: a machine that runs VMs. Spec is the user's, status the controller's.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -131,6 +131,10 @@ pub struct HostStatus {
     /// Progress of a drain; present in maintenance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainProgress>,
+    /// When its power was last to be cut because of a silence or a VM that would not end; written
+    /// before that is ordered. The storm brake counts the host for ten minutes from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_shot_time: Option<Time>,
     /// Conditions, Ready first.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -112,6 +112,9 @@ fn note_since(cache: &mut Cache, now: u64) {
         if let Some(id) = asked {
             facts.insert(format!("fence-test/{name}"), id.clone());
         }
+        if let Some(at) = host.status.as_ref().and_then(|s| s.last_shot_time.as_ref()) {
+            facts.insert(format!("shot/{name}"), at.0.to_string());
+        }
     }
     for (name, fence) in &cache.fences.objects {
         facts.insert(format!("fence-open/{name}"), String::new());

@@ -1,5 +1,7 @@
 //! Hosts: their namespaces, the orders about the host itself, and their status.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use stockade_crds::conditions::{AGENT_ALIVE, Decided, FENCING_READY, READY, STALLED, VALID};
 use stockade_crds::conditions::{PAUSED, STORM_BRAKE, TOLERATES_HOST_FAILURE};
 use stockade_crds::names::host_fence_name;
@@ -162,6 +164,7 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host, brake: Brake) -> R
             .or(old.capacity),
         evidence,
         drain: None,
+        last_shot_time: if facts.shot_due { wall_time(world) } else { old.last_shot_time },
         conditions: Vec::new(),
     };
     let word = format!("{:?}", facts.state);
@@ -240,6 +243,11 @@ fn host_status(world: &World, facts: &HostFacts, host: &Host, brake: Brake) -> R
         _ => Decided::new(STALLED, false, "NotStalled", ""),
     };
     Report { status, conditions: vec![ready, alive, fencing, stalled] }
+}
+
+/// The time of this plan as the API writes it.
+fn wall_time(world: &World) -> Option<Time> {
+    Timestamp::from_second(world.wall_seconds).ok().map(Time)
 }
 
 /// Why a host is not Ready, in a sentence that says what comes next.

@@ -177,7 +177,8 @@ pub struct World {
     /// How many host failures still fit, as counted lately; `None`: to be counted in this plan,
     /// which takes long in a large cluster.
     pub tolerates: Option<usize>,
-    /// Seconds since the Unix epoch: for the validity of certificates alone.
+    /// Seconds since the Unix epoch: for what outlives a leader, the validity of certificates and the
+    /// storm brake's memory.
     pub wall_seconds: i64,
     /// The authority for live moves, as it was read lately; `None`: it is to be read.
     pub authority: Option<Authority>,
@@ -292,6 +293,8 @@ pub struct Guards {
     pub round_trip: bool,
     /// Safety §7: the storm brake.
     pub brake: bool,
+    /// Safety §7: a shot is in the API before it is ordered, for the brake of the next leader.
+    pub shot_noted: bool,
     /// Safety §7: a boot in which nothing of ours is open is not fenced.
     pub needed: bool,
     /// Safety §8.1: the target is ready before anything is copied to it.
@@ -333,6 +336,7 @@ impl Default for Guards {
             observer_health: true,
             round_trip: true,
             brake: true,
+            shot_noted: true,
             needed: true,
             ready_first: true,
             void_word: true,

@@ -45,7 +45,8 @@ pub trait Clock: Send + Sync {
     /// Milliseconds on a monotonic clock that counts suspended time (CLOCK_BOOTTIME),
     /// with this machine's own rate.
     fn monotonic_millis(&self) -> u64;
-    /// Milliseconds since the Unix epoch by this machine's wall clock; only for people.
+    /// Milliseconds since the Unix epoch by this machine's wall clock: for people, and for what
+    /// outlives a process and is no matter of safety.
     fn wall_millis(&self) -> i64;
     /// Waits for `millis` of this machine's time.
     fn sleep(&self, millis: u64) -> BoxFuture<'static, ()>;

@@ -29,7 +29,7 @@ pub use self::proof::elapsed_bound;
 use self::proof::elapsed_possible;
 pub use self::report::binds;
 use self::report::report;
-use super::brake::Brake;
+use super::brake::{self, Brake};
 use super::host_state::{HostFacts, seconds};
 use crate::plan::{About, Intent, Plan};
 use crate::world::{FenceRecord, FenceResult, Millis, OrderKey, World};
@@ -77,6 +77,7 @@ pub fn plan(world: &World, hosts: &mut [HostFacts], brake: Brake, out: &mut Plan
         }
         refine(world, facts, brake, certificate.as_deref());
     }
+    brake::note_first(world, hosts, out);
     for fence in world.fences.values() {
         report(world, hosts, fence, &driven, out);
     }
@@ -101,12 +102,13 @@ fn stage(world: &World, facts: &HostFacts, brake: Brake) -> Option<Stage> {
         && !facts.excused
         && facts.api_silence
             >= seconds(policy.isolated_seconds) + seconds(policy.heartbeat_seconds);
-    if (stuck || isolated) && !brake.holds() {
+    let spared = brake.spares(world, facts);
+    if (stuck || isolated) && !spared {
         return Some(Stage::Act);
     }
     let since = facts.silent_since?;
     let silence = world.now.saturating_sub(since);
-    if silence < seconds(policy.act_seconds) || brake.holds() || facts.excused {
+    if silence < seconds(policy.act_seconds) || spared || facts.excused {
         // What is ordered on a reading alone needs every path silent, not two (safety §3).
         (!facts.unseen_path).then_some(Stage::Read)
     } else {

@@ -63,6 +63,8 @@ pub struct HostFacts {
     pub refuses: Option<String>,
     /// It is cordoned and otherwise well: VMs that were on it may start on it again.
     pub keeps_its_own: bool,
+    /// Its power is to be cut, and the API does not say so yet.
+    pub shot_due: bool,
 }
 
 /// What is true of every host, by name.

@@ -107,9 +107,6 @@ pub struct Cluster {
 fn tell_of_life(world: &mut World, write: &Write) {
     let spec = write.after.as_ref().map(|after| &after.value["spec"]);
     match (write.kind.as_str(), spec) {
-        ("Lease", Some(spec)) if write.name == stockade_controller::LEASE_NAME => {
-            world.storm.lead(spec["holderIdentity"].as_str().unwrap_or_default());
-        }
         ("Host", Some(_)) => {
             world.storm.declared.insert(write.name.clone());
         }

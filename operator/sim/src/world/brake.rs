@@ -20,20 +20,8 @@ pub struct Storm {
     pub missed_ms: u64,
     /// Boots that a human has declared dead: host and boot id.
     pub confirmed: BTreeSet<(String, String)>,
-    /// Who leads: a later leader knows nothing of the shots of an earlier one.
-    pub leader: String,
-    /// Orders of the leader to cut the power of hosts that had it: host, and when.
+    /// Orders to cut the power of hosts that had it, whoever led: host, and when.
     shots: Vec<(String, u64)>,
-}
-
-impl Storm {
-    /// Who leads is written.
-    pub fn lead(&mut self, leader: &str) {
-        if self.leader != leader {
-            leader.clone_into(&mut self.leader);
-            self.shots.clear();
-        }
-    }
 }
 
 impl Default for Storm {
@@ -43,7 +31,6 @@ impl Default for Storm {
             declared: BTreeSet::new(),
             missed_ms: 14_000,
             confirmed: BTreeSet::new(),
-            leader: String::new(),
             shots: Vec::new(),
         }
     }
