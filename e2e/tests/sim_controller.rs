@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::json;
-use stockade_controller::Context;
+use stockade_controller::{Context, ServingHosts};
 use stockade_core::world::Guards;
 use stockade_crds::v1alpha1::{Host, HostAgent, HostState, VirtualMachine, VmState};
-use stockade_host::ports::Clock;
+use stockade_host::HostError;
+use stockade_host::ports::{Clock, StorageServer};
 use stockade_sim::kube::SimApi;
 use tokio::time::Instant;
 
@@ -134,4 +135,32 @@ async fn a_standby_takes_over_after_the_leader_has_crashed_and_only_then() {
     assert!(api.admin().get_as::<HostAgent>(Some("stockade-host-h3"), "agent").is_some());
     assert!(wrote("b") > 0);
     standby.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_that_was_taken_back_is_awaited_anew_and_no_other_is() {
+    let api = cluster();
+    let served = json!({
+        "apiVersion": "stockade.dev/v1alpha1", "kind": "SharedStorage",
+        "metadata": {"name": "served"},
+        "spec": {
+            "mountPath": "/srv/served",
+            "nfs": {"server": "10.0.0.1", "export": "/srv/served", "servedBy": "h1"},
+        },
+    });
+    api.admin().apply(&served).unwrap();
+    let clock = Arc::new(Virtual(Instant::now()));
+    let server = ServingHosts::new(api.client("controller/0"), clock);
+    let counts_as_silent = async |boot: &str| match server.deny("served", "h2", boot).await {
+        Err(HostError::Refused { .. }) => true,
+        Err(HostError::Unknown { .. }) => false,
+        other => panic!("h1 has no agent: {other:?}"),
+    };
+    assert!(!counts_as_silent("first").await);
+    assert!(!counts_as_silent("second").await);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    server.admit("served", "h2", "first").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(!counts_as_silent("first").await, "it is asked for the first time");
+    assert!(counts_as_silent("second").await);
 }

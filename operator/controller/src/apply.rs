@@ -193,8 +193,8 @@ async fn one(
             fencing::server(shared, fencing::ServerAct::Break, storage, host, boot_id);
             Ok(Vec::new())
         }
-        Intent::Admit { storage, host } => {
-            fencing::server(shared, fencing::ServerAct::Admit, storage, host, "");
+        Intent::Admit { storage, host, boot_id } => {
+            fencing::server(shared, fencing::ServerAct::Admit, storage, host, boot_id);
             Ok(Vec::new())
         }
         Intent::CreateMigration { key, spec, cause, leader } => {

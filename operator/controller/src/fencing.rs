@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use stockade_core::world::{FenceRecord, FenceResult, World};
+use stockade_core::world::{FenceRecord, FenceResult, Millis, ServerCalls, World};
 use stockade_crds::names::{AGENT_OBJECT, host_namespace};
 use stockade_crds::v1alpha1::FenceAction;
 use stockade_host::ports::{FenceCall, FenceRunner, Power};
@@ -212,15 +212,15 @@ pub(crate) fn server(
     let (storage, host, boot_id) = (storage.to_owned(), host.to_owned(), boot_id.to_owned());
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let asked =
-            *locked(&shared.server).asked.entry(key.clone()).or_insert_with(|| shared.now());
+        // An admission asks for nothing that would have to be waited for.
+        let asked = (act != ServerAct::Admit).then(|| {
+            *locked(&shared.server).asked.entry(key.clone()).or_insert_with(|| shared.now())
+        });
+        let waited = asked.map_or(0, |at| shared.now().saturating_sub(at));
         let answer = match &shared.context.storage_server {
+            None if act == ServerAct::Admit => Ok(()),
             // Its server drops the state of a client whose lease is over by itself.
-            None if act == ServerAct::Break
-                && shared.now().saturating_sub(asked) >= FOREIGN_LEASE_MILLIS =>
-            {
-                Ok(())
-            }
+            None if act == ServerAct::Break && waited >= FOREIGN_LEASE_MILLIS => Ok(()),
             None => Err(HostError::refused(
                 "denial",
                 storage.as_str(),
@@ -229,32 +229,69 @@ pub(crate) fn server(
             Some(server) => match act {
                 ServerAct::Deny => server.deny(&storage, &host, &boot_id).await,
                 ServerAct::Break => server.break_locks(&storage, &host, &boot_id).await,
-                ServerAct::Admit => server.admit(&storage, &host).await,
+                ServerAct::Admit => server.admit(&storage, &host, &boot_id).await,
             },
         };
         let now = shared.now();
-        let mut calls = locked(&shared.server);
-        calls.pending.remove(&key);
-        match (answer, act) {
-            (Ok(()), ServerAct::Deny) => {
-                calls.denied.insert(key);
-            }
-            (Ok(()), ServerAct::Break) => {
-                calls.broken.insert(key);
-            }
-            (Ok(()), ServerAct::Admit) => {
-                calls.denied.retain(|(s, _)| *s != storage);
-                calls.broken.retain(|(s, _)| *s != storage);
-            }
-            (Err(error @ HostError::Refused { .. }), ServerAct::Deny) => {
-                tracing::info!(storage = key.0, %error, "no denial there");
-                calls.undeniable.insert(key);
-            }
-            (Err(error), _) => {
-                calls.refused.insert(key, (now, error.to_string()));
-            }
-        }
-        drop(calls);
+        note(&mut locked(&shared.server), key, act, answer, now);
         shared.fence_done.notify_one();
     });
+}
+
+/// Remembers what came of a call to a storage's serving side: `key` is the storage and the boot.
+fn note(
+    calls: &mut ServerCalls,
+    key: (String, String),
+    act: ServerAct,
+    answer: HostResult<()>,
+    now: Millis,
+) {
+    calls.pending.remove(&key);
+    match (answer, act) {
+        (Ok(()), ServerAct::Deny) => {
+            calls.denied.insert(key);
+        }
+        (Ok(()), ServerAct::Break) => {
+            calls.broken.insert(key);
+        }
+        // One that can't deny has nobody to admit.
+        (Ok(()) | Err(HostError::Refused { .. }), ServerAct::Admit) => calls.forget(&key),
+        (Err(error @ HostError::Refused { .. }), ServerAct::Deny) => {
+            tracing::info!(storage = key.0, %error, "no denial there");
+            calls.undeniable.insert(key);
+        }
+        (Err(error), act) => {
+            // A server that answers after all is asked for the denial again: it breaks no lock
+            // before the certificate says that it denies.
+            if act == ServerAct::Break && error.is_unknown() {
+                calls.undeniable.remove(&key);
+            }
+            calls.refused.insert(key, (now, error.to_string()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_answers_late_is_asked_for_the_denial_again() {
+        let mut calls = ServerCalls::default();
+        let key = || ("vms".to_owned(), "boot".to_owned());
+        let refused = |op| Err(HostError::refused(op, "vms", "it does not answer"));
+        note(&mut calls, key(), ServerAct::Deny, refused("denial"), 1);
+        note(&mut calls, key(), ServerAct::Break, refused("break locks"), 2);
+        assert!(calls.undeniable.contains(&key()), "its lease is waited for");
+        let late = HostError::unknown("break locks", "vms", "it has not dropped them yet");
+        note(&mut calls, key(), ServerAct::Break, Err(late), 3);
+        assert!(!calls.undeniable.contains(&key()));
+        note(&mut calls, key(), ServerAct::Deny, Ok(()), 4);
+        assert!(calls.denied.contains(&key()));
+        let other = ("vms".to_owned(), "another".to_owned());
+        calls.asked = [(key(), 1), (other.clone(), 1)].into();
+        note(&mut calls, key(), ServerAct::Admit, Ok(()), 5);
+        let kept = ServerCalls { asked: [(other, 1)].into(), ..ServerCalls::default() };
+        assert_eq!(calls, kept, "what was asked about another boot is waited for as before");
+    }
 }

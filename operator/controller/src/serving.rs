@@ -139,10 +139,15 @@ impl StorageServer for ServingHosts {
     }
 
     /// The plan takes a host in again by itself, as soon as nothing denies it.
-    fn admit<'a>(&'a self, storage: &'a str, _host: &'a str) -> BoxFuture<'a, HostResult<()>> {
+    fn admit<'a>(
+        &'a self,
+        storage: &'a str,
+        _host: &'a str,
+        boot_id: &'a str,
+    ) -> BoxFuture<'a, HostResult<()>> {
         async move {
             let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            asked.retain(|(name, _), _| name != storage);
+            asked.remove(&(storage.to_owned(), boot_id.to_owned()));
             Ok(())
         }
         .boxed()

@@ -195,6 +195,8 @@ pub enum Intent {
         storage: String,
         /// The host.
         host: String,
+        /// The boot that was denied.
+        boot_id: String,
     },
     /// Starts a move by itself.
     CreateMigration {

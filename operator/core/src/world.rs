@@ -117,7 +117,7 @@ pub struct ServerCalls {
     pub pending: BTreeSet<(String, String)>,
     /// Nobody can be denied there: (storage, boot).
     pub undeniable: BTreeSet<(String, String)>,
-    /// When the breaking of locks was first asked for: (storage, boot).
+    /// When a denial or the breaking of locks was first asked for: (storage, boot).
     pub asked: BTreeMap<(String, String), Millis>,
     /// Denied: (storage, boot).
     pub denied: BTreeSet<(String, String)>,
@@ -125,6 +125,18 @@ pub struct ServerCalls {
     pub broken: BTreeSet<(String, String)>,
     /// Answers that say no or wait, and when: (storage, boot) → sentence.
     pub refused: BTreeMap<(String, String), (Millis, String)>,
+}
+
+impl ServerCalls {
+    /// Forgets all that was asked of a storage's server about a boot, and what it answered: what
+    /// that boot is denied for next, it is denied for anew.
+    pub fn forget(&mut self, key: &(String, String)) {
+        self.undeniable.remove(key);
+        self.asked.remove(key);
+        self.denied.remove(key);
+        self.broken.remove(key);
+        self.refused.remove(key);
+    }
 }
 
 /// Everything that a plan may depend on.

@@ -396,8 +396,14 @@ pub trait StorageServer: Send + Sync {
         host: &'a str,
         boot_id: &'a str,
     ) -> BoxFuture<'a, HostResult<()>>;
-    /// Gives a host access again.
-    fn admit<'a>(&'a self, storage: &'a str, host: &'a str) -> BoxFuture<'a, HostResult<()>>;
+    /// Gives a host access again that was denied for this boot. `Refused` if this storage can't
+    /// deny.
+    fn admit<'a>(
+        &'a self,
+        storage: &'a str,
+        host: &'a str,
+        boot_id: &'a str,
+    ) -> BoxFuture<'a, HostResult<()>>;
     /// Frees the locks of a dead boot. `Refused` while they must be waited for, with the
     /// seconds that remain in the message.
     fn break_locks<'a>(

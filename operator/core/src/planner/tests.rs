@@ -533,6 +533,29 @@ fn life_after_the_proof_revokes_the_certificate() {
 }
 
 #[test]
+fn what_was_asked_of_a_server_about_a_boot_that_lives_is_taken_back_though_it_never_answered() {
+    let admits = |bed: &Bed| {
+        let is = |i: &&Intent| matches!(i, Intent::Admit { storage, .. } if storage == "vms");
+        plan(&bed.world).intents.iter().filter(is).count()
+    };
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.certificate("h1", json!({"proof": "Power"}));
+    bed.beat(&["h1", "h2", "h3"], 3);
+    assert_eq!(admits(&bed), 0, "nothing was asked");
+    let key = ("vms".to_owned(), "boot-h1".to_owned());
+    bed.world.server.asked.insert(key.clone(), 0);
+    bed.world.server.pending.insert(key.clone());
+    assert_eq!(admits(&bed), 0, "its answer is awaited");
+    bed.world.server.pending.clear();
+    bed.world.server.refused.insert(key.clone(), (0, "it has not acknowledged it".into()));
+    assert_eq!(admits(&bed), 1);
+    bed.world.server.forget(&key);
+    assert_eq!(bed.world.server, crate::world::ServerCalls::default());
+    assert_eq!(admits(&bed), 0, "it is taken back once");
+}
+
+#[test]
 fn life_after_the_proof_is_remembered_until_the_certificate_says_so() {
     for after in [true, false] {
         let mut bed = Bed::new();

@@ -81,10 +81,17 @@ impl StorageServer for SimServer {
         .boxed()
     }
 
-    fn admit<'a>(&'a self, storage: &'a str, host: &'a str) -> BoxFuture<'a, HostResult<()>> {
+    fn admit<'a>(
+        &'a self,
+        storage: &'a str,
+        host: &'a str,
+        boot_id: &'a str,
+    ) -> BoxFuture<'a, HostResult<()>> {
         async move {
             self.reach("admit", storage).await?;
-            if let Some(s) = self.sim.lock().stores.get_mut(storage) {
+            if let Some(s) = self.sim.lock().stores.get_mut(storage)
+                && s.denied.get(host).is_some_and(|boot| boot == boot_id)
+            {
                 s.denied.remove(host);
             }
             Ok(())

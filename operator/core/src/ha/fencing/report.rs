@@ -192,6 +192,7 @@ fn is_idle(world: &World, facts: &HostFacts, fence: &HostFence, status: &HostFen
         && age >= IDLE_AFTER
         && !stands
         && status.denied.is_empty()
+        && asked_of_servers(world, fence).next().is_none()
         && !placed_in_its_name(world, fence)
 }
 
@@ -274,9 +275,12 @@ fn deny_and_break(
     if status.revoked.is_some() {
         let placed = placed_in_its_name(world, fence);
         if !placed {
-            for storage in std::mem::take(&mut status.denied) {
-                out.intents.push(Intent::Admit { storage, host: facts.name.clone() });
-            }
+            // A server that never answered was asked all the same: were that kept, the next denial
+            // of this boot would count as unanswered for as long.
+            let mut asked: BTreeSet<String> = status.denied.iter().cloned().collect();
+            asked.extend(asked_of_servers(world, fence).map(ToOwned::to_owned));
+            asked.retain(|storage| admit(world, fence, storage, out));
+            status.denied.retain(|storage| !asked.contains(storage));
             status.locks_broken.clear();
         }
         return;
@@ -333,9 +337,34 @@ fn close_if_over(world: &World, facts: &HostFacts, fence: &HostFence, out: &mut 
     if !facts.alive || used {
         return;
     }
-    let denied = fence.status.as_ref().map(|s| s.denied.clone()).unwrap_or_default();
-    for storage in denied {
-        out.intents.push(Intent::Admit { storage, host: facts.name.clone() });
+    let denied = fence.status.iter().flat_map(|s| &s.denied);
+    let left = denied.filter(|storage| !admit(world, fence, storage, out)).count();
+    if left == 0 {
+        close(fence, out);
     }
-    close(fence, out);
+}
+
+/// Takes back what was asked of a storage's server about a boot; false: not just now.
+fn admit(world: &World, fence: &HostFence, storage: &str, out: &mut Plan) -> bool {
+    let key = (storage.to_owned(), fence.spec.boot_id.clone());
+    if world.server.pending.contains(&key) {
+        return false;
+    }
+    if let Some((at, _)) = world.server.refused.get(&key)
+        && world.now < at + 1_000
+    {
+        out.wake(at + 1_000);
+        return false;
+    }
+    let (storage, boot_id) = key;
+    out.intents.push(Intent::Admit { storage, host: fence.spec.host.clone(), boot_id });
+    true
+}
+
+/// The storages whose servers were asked for something about this boot.
+fn asked_of_servers<'a>(world: &'a World, fence: &'a HostFence) -> impl Iterator<Item = &'a str> {
+    let of_boot = |(storage, boot): &'a (String, String)| {
+        (*boot == fence.spec.boot_id).then_some(storage.as_str())
+    };
+    world.server.asked.keys().filter_map(of_boot)
 }
