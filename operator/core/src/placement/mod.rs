@@ -34,7 +34,7 @@ pub use place::{Mode, place};
 pub use rebalance::{By, rebalance};
 pub use relocate::relocate;
 pub use repair::{repair, violations};
-pub use suits::{Suit, suits};
+pub use suits::{Suit, is_forbidden, suits};
 pub use tolerate::tolerates;
 
 #[cfg(test)]

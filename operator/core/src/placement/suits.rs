@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::cluster::Cluster;
 use super::model::{Unplaceable, VmKey};
-use super::place::{Mode, Solver, reject};
+use super::need::Need;
+use super::place::{Mode, Solver, reject, running};
 
 /// A host, as one VM sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +43,30 @@ pub fn suits(cluster: &Cluster, key: &VmKey) -> Result<Vec<Suit>, Unplaceable> {
     Ok(hosts.into_iter().map(|(_, _, suit)| suit).collect())
 }
 
+/// Whether strict rules forbid a host to a VM that runs nowhere, whatever room is there and whether
+/// or not it takes VMs now. Where rules contradict each other no host is any better.
+pub fn is_forbidden(cluster: &Cluster, key: &VmKey, host: &str) -> bool {
+    let Some((vm, host)) = cluster.vm(key).zip(cluster.host(host)) else { return false };
+    let rules = &cluster.rules;
+    let group = rules.group(vm);
+    if rules.broken(group).is_some() {
+        return false;
+    }
+    let mut anchors = running(cluster, group).filter(|member| *member != vm).peekable();
+    let elsewhere =
+        anchors.peek().is_some() && !anchors.any(|m| cluster.on.get(m).last() == Some(&host));
+    let mut opponents = rules.apart(group).flat_map(|other| rules.members(other));
+    Need::new(cluster, group, &[]).forbids(&cluster.hosts[host as usize]).is_some()
+        || elsewhere
+        || opponents.any(|other| cluster.on.get(*other).contains(&host))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
     use super::*;
-    use crate::placement::testkit::{closed, hosts, key, on, vm};
+    use crate::placement::testkit::{closed, hosts, key, names, on, set, vm};
     use crate::placement::{VmRow, place};
 
     #[test]
@@ -74,5 +93,27 @@ mod tests {
         all[0].memory_mib = 1024;
         let cluster = Cluster::new(all, vec![on("a", "h1")]);
         assert_eq!(suits(&cluster, &key("a")).unwrap()[0].against, None);
+    }
+
+    #[test]
+    fn strict_rules_forbid_a_host_whatever_else_it_lacks() {
+        let forbidden = |row: VmRow| {
+            let mut all = hosts(2);
+            all.push(closed("h3", "rebooting"));
+            let cluster = Cluster::new(all, vec![row, on("b", "h2"), vm("halted")]);
+            ["h1", "h2", "h3"].map(|host| is_forbidden(&cluster, &key("a"), host))
+        };
+        let a = || vm("a");
+        assert_eq!(forbidden(VmRow { memory_mib: 1 << 30, ..a() }), [false; 3]);
+        let required = Some(set(&["h2", "h3"]));
+        assert_eq!(forbidden(VmRow { required, ..a() }), [true, false, false]);
+        let selector = [("rack".to_owned(), "1".to_owned())].into();
+        assert_eq!(forbidden(VmRow { selector, ..a() }), [true; 3]);
+        let together = names(&["b"]);
+        assert_eq!(forbidden(VmRow { together, ..a() }), [true, false, true]);
+        let together = names(&["halted"]);
+        assert_eq!(forbidden(VmRow { together, ..a() }), [false; 3]);
+        let apart = names(&["b"]);
+        assert_eq!(forbidden(VmRow { apart, ..a() }), [false, true, false]);
     }
 }

@@ -24,10 +24,13 @@ pub fn plan(world: &World) -> Plan {
     let brake = brake(world, &facts);
     fencing::plan(world, &mut facts, brake, &mut out);
     let claims = vm::Claims::new(world);
+    let barred = vm::barred(world, &facts);
     let mut decisions: BTreeMap<Key, Decision> = world
         .vms
         .iter()
-        .map(|(key, vm)| (key.clone(), vm::decide(world, &facts, vm, &claims)))
+        .map(|(key, vm)| {
+            (key.clone(), vm::decide(world, &facts, vm, &claims, barred.contains(key)))
+        })
         .collect();
     let pinned: BTreeMap<Key, String> = decisions
         .iter()

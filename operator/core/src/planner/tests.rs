@@ -708,6 +708,48 @@ fn a_reboot_is_waited_for_and_a_failover_policy_does_not() {
 }
 
 #[test]
+fn the_wait_for_a_host_ends_where_a_strict_rule_forbids_it() {
+    for (recovery, away, ends) in
+        [("Restart", true, true), ("None", true, false), ("None", false, true)]
+    {
+        let mut bed = Bed::new();
+        let status = json!({
+            "epoch": 1, "waitsFor": {"host": "h1", "held": true},
+            "placements": [{
+                "epoch": 1, "host": "h1", "hostUid": "uid-h1", "bootId": "boot-h1",
+                "state": "Released",
+            }],
+        });
+        let recovery = json!({"recovery": recovery});
+        report(&mut bed, "h1", |s| {
+            s["goingDown"] = json!("Reboot");
+            s["down"] = json!(true);
+        });
+        bed.beat(&["h2", "h3"], 20);
+        bed.add_vm(json!({"availability": recovery}), status.clone());
+        assert!(placements(&plan(&bed.world)).is_empty(), "no rule: it waits");
+        if !away {
+            report(&mut bed, "h1", |s| {
+                *s = json!({
+                    "hostUid": "uid-h1", "bootId": "second", "cpu": 8, "memoryMib": 16384,
+                    "hypervisors": ["KVM"], "hookReady": true, "hypervisorReady": true,
+                    "storages": [{"name": "vms", "ready": true}],
+                })
+            });
+            bed.beat(&["h1", "h2", "h3"], 20);
+        }
+        let rule = json!({"apartFrom": ["other"]});
+        bed.add_vm(json!({"availability": recovery, "placement": rule}), status.clone());
+        assert_eq!(!placements(&plan(&bed.world)).is_empty(), !away, "it forbids nothing");
+        let rule = json!({"requiredHosts": ["h3"]});
+        bed.add_vm(json!({"availability": recovery, "placement": rule}), status);
+        let there = [("h3".to_owned(), 2, Want::Running)];
+        let got = placements(&plan(&bed.world));
+        assert_eq!(got, if ends { &there[..] } else { &[] }, "{recovery}, away {away}");
+    }
+}
+
+#[test]
 fn a_start_that_a_lock_refuses_is_blocked_and_uses_up_no_limit() {
     let mut bed = Bed::new();
     bed.placed("h1", "Ordered");

@@ -76,13 +76,15 @@ impl Decision {
     }
 }
 
-/// Decides about one VM.
+/// Decides about one VM. `barred`: the host that it waits for is forbidden to it (see
+/// [`barred`](super::barred)).
 #[must_use]
 pub fn decide(
     world: &World,
     hosts: &[HostFacts],
     vm: &VirtualMachine,
     claims: &Claims,
+    barred: bool,
 ) -> Decision {
     let key = Key::of(&vm.metadata);
     let mut decision = Decision {
@@ -112,6 +114,7 @@ pub fn decide(
     let mut status = old.clone();
     status.observed_generation = vm.metadata.generation.unwrap_or_default();
     status.placements = gate::settle(world, vm);
+    status.waits_for = status.waits_for.take().filter(|_| !barred);
     note_ends(world, vm, &old, &mut status, &mut decision.intents);
     let request = Request::pending(vm, &status);
     obey_request(&request, &mut status);

@@ -19,7 +19,7 @@ pub(crate) use lifecycle::not_ready;
 pub use lifecycle::{Decision, decide};
 pub use machine::{Claims, Problem, disk_path, resolve};
 pub use order::{basis, domain_order, next_epoch, place_order};
-pub use rows::cluster;
+pub use rows::{barred, cluster};
 pub use seeds::remove_copies;
 pub use shutdown::{Fate, fate};
 pub(crate) use word::{placed, unplaceable};

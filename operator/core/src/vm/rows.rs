@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stockade_crds::quantity;
-use stockade_crds::v1alpha1::{LockKind, Recovery, RunPolicy};
+use stockade_crds::v1alpha1::{LockKind, Recovery, RunPolicy, WaitsFor};
 
 use super::found::found;
 use super::machine::Claims;
-use crate::ha::host_state::HostFacts;
+use crate::ha::host_state::{HostFacts, facts_of};
 use crate::locks;
 use crate::moves::cold;
-use crate::placement::{Acceptance, Cluster, HostRow, Movable, VmKey, VmRow};
+use crate::placement::{Acceptance, Cluster, HostRow, Movable, VmKey, VmRow, is_forbidden};
 use crate::world::{Key, World};
 
 /// Hosts and VMs of this moment. `pinned` binds a VM to one host for this plan.
@@ -107,6 +107,33 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
         })
         .collect();
     Cluster::new(rows, vms)
+}
+
+/// VMs whose wait for a host is over because strict rules that came meanwhile let them run there no
+/// more: to wait on would be for ever, and nothing of them runs. One that is to start nowhere else
+/// (recovery None) waits until its host is back all the same.
+#[must_use]
+pub fn barred(world: &World, hosts: &[HostFacts]) -> BTreeSet<Key> {
+    let is_back = |host: &str| {
+        facts_of(hosts, host).is_some_and(|facts| facts.refuses.is_none() || facts.keeps_its_own)
+    };
+    let waiting: Vec<(&Key, &WaitsFor)> = world
+        .vms
+        .iter()
+        .filter_map(|(key, vm)| {
+            let waits = vm.status.as_ref()?.waits_for.as_ref()?;
+            let may_leave = vm.spec.availability.recovery == Recovery::Restart;
+            (may_leave || is_back(&waits.host)).then_some((key, waits))
+        })
+        .collect();
+    if waiting.is_empty() {
+        return BTreeSet::new();
+    }
+    let books = cluster(world, hosts, &BTreeMap::new());
+    let barred = waiting.into_iter().filter(|(key, waits)| {
+        is_forbidden(&books, &VmKey::new(&key.namespace, &key.name), &waits.host)
+    });
+    barred.map(|(key, _)| key.clone()).collect()
 }
 
 fn host_row(world: &World, facts: &HostFacts) -> HostRow {
