@@ -306,6 +306,10 @@ pub struct AgentLock {
     #[serde(default)]
     #[schemars(length(max = 300))]
     pub lockspace: String,
+    /// Storages whose VMs are locked there, its own among them: they alone end with the lockspace.
+    #[serde(default)]
+    #[schemars(length(max = 65), inner(length(min = 1, max = 63)))]
+    pub guards: Vec<String>,
     /// Host id of sanlock; 0: none.
     #[serde(default)]
     pub host_id: i32,

@@ -35,12 +35,25 @@ pub struct LockManagerSpec {
     /// The SharedStorage that holds the lockspace.
     #[schemars(length(min = 1, max = 63))]
     pub storage: String,
+    /// Further storages whose VMs are locked there, beside those of `storage` itself: so the locks may
+    /// lie on an export of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    pub guards: Vec<String>,
     /// Labels of the hosts it serves; empty: all. At most one LockManager selects a host.
     #[serde(default)]
     pub host_selector: BTreeMap<String, String>,
     /// Maintenance: the lock server may go away; starts and recovery are refused meanwhile.
     #[serde(default)]
     pub mode: LockMode,
+}
+
+impl LockManagerSpec {
+    /// Whether VMs that write to this storage are locked by it.
+    #[must_use]
+    pub fn covers(&self, storage: &str) -> bool {
+        self.storage == storage || self.guards.iter().any(|guarded| guarded == storage)
+    }
 }
 
 /// A lock daemon.

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Part::new("canary", &[moves::CANARY]),
         Part::new("cuts", &[move_cuts::CUTS]),
         Part::new("upkeep", &[upkeep::MAINTENANCE]),
+        Part::new("lock-server", &[upkeep::LOCK_SERVER]),
         Part::new("marker", &[nfs::MARKER]),
         Part::new("locks", &[nfs::WORD]),
         Part::begun("sanlock", 2, &sanlock::CASES),

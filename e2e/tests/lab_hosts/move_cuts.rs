@@ -16,7 +16,7 @@ use stockade_e2e::local_hosts::{GUEST_DISK_BYTES, Signal, slow_heavy_boot_sector
 use stockade_e2e::play::Log;
 
 use super::moves::{VIRTLOCKD, locked_where_it_runs, moves_are_ready, only_there, order_move};
-use super::stage::{declare, guest, heal, signal_agent};
+use super::stage::{LOCKS_BESIDE, declare, guest, heal, signal_agent};
 
 pub const CUTS: Case = (
     "ten_moves_cut_in_five_ways_cost_a_restart_at_most_and_the_lock_is_where_the_guest_runs",
@@ -114,7 +114,7 @@ fn kill_agents(round: &Round<'_>) -> Outcome {
 
 fn cuts(cluster: &Cluster, log: &Log) -> Outcome {
     heal(cluster)?;
-    declare(cluster)?;
+    declare(cluster, &LOCKS_BESIDE)?;
     // Each case of this lab cuts powers of its own.
     let brake = r#"{"spec": {"stormBrakeHosts": 5}}"#;
     kubectl(cluster, &["patch", "sap", "default", "--type=merge", "-p", brake])?;

@@ -116,16 +116,6 @@ fn foreign_marker(cluster: &Cluster, _log: &Log) -> Outcome {
     gone.map_err(said)
 }
 
-/// Tries to take what virtlockd holds for the disk: a POSIX lock on a file that is named by the
-/// disk's path.
-const TAKE_LOCK: &str = r#"
-perl -MFcntl -e 'open F, "+<", $ARGV[0] or die "open: $!";
-$lock = pack("s s x4 q q l x4", F_WRLCK, 0, 0, 0, 0);
-fcntl(F, F_SETLK, $lock) or die "$!\n"; print "it is free\n"' \
-"/srv/stockade/vms/.stockade/locks/$(
-    printf /srv/stockade/vms/default/prover.raw | sha256sum | cut -d' ' -f1)"
-"#;
-
 fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
     let host = PROVER.start(cluster)?;
     log.say(format!("prover runs on {host}, and writes"));
@@ -134,10 +124,7 @@ fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
         ensure(created.contains("Failed to get \"write\" lock"), || {
             format!("QEMU's lock did not refuse it: {created}")
         })?;
-        let taken = other.try_sh(TAKE_LOCK, LIMIT).map_err(said)?;
-        ensure(!taken.ok && taken.err.contains("temporarily unavailable"), || {
-            format!("virtlockd's lock binds nobody on {}: {taken:?}", other.name())
-        })
+        by_hand::is_locked(other, "/srv/stockade/vms", "/srv/stockade/vms/default/prover.raw")
     })
 }
 

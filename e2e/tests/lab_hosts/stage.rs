@@ -11,7 +11,22 @@ use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::local_hosts::Signal;
 use stockade_e2e::play::Log;
 
-const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager");
+/// What is declared: an example's folder, and the storage where its locks lie.
+pub struct Example {
+    folder: &'static str,
+    locks: &'static str,
+}
+
+/// The locks lie beside the disks.
+pub const LOCKS_BESIDE: Example = Example {
+    folder: concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-manager"),
+    locks: "vms",
+};
+/// The locks lie on an export of their own, which h3 serves.
+pub const LOCKS_APART: Example = Example {
+    folder: concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nfs4-lock-server"),
+    locks: "locks",
+};
 
 /// A guest on what s1 serves, read there.
 pub const fn guest(name: &'static str, file: &'static str) -> Prover<'static> {
@@ -64,9 +79,26 @@ impl<'a> Stage<'a> {
 
     /// As [`Stage::set`], with a brake.
     pub fn set_with(cluster: &'a Cluster, log: &'a Log, brake: &str) -> Result<Self, String> {
+        Self::set_from(cluster, log, brake, &LOCKS_BESIDE)
+    }
+
+    /// As [`Stage::set`], with what this example declares.
+    pub fn set_of(cluster: &'a Cluster, log: &'a Log, example: &Example) -> Result<Self, String> {
+        Self::set_from(cluster, log, NO_BRAKE, example)
+    }
+
+    fn set_from(
+        cluster: &'a Cluster,
+        log: &'a Log,
+        brake: &str,
+        example: &Example,
+    ) -> Result<Self, String> {
         heal(cluster)?;
-        if object(cluster, &["svm", GUESTS[0].name])?.is_null() {
-            declare(cluster)?;
+        let locks = object(cluster, &["slm", "locks"])?;
+        if object(cluster, &["svm", GUESTS[0].name])?.is_null()
+            || locks["spec"]["storage"] != example.locks
+        {
+            declare(cluster, example)?;
             GUESTS.iter().try_for_each(|prover| prover.declare(cluster))?;
         }
         let policy = format!(r#"{{"spec": {{"stormBrakeHosts": {brake}}}}}"#);
@@ -214,6 +246,20 @@ fn epoch(cluster: &Cluster, vm: &str) -> Result<i64, String> {
     Ok(object(cluster, &["svm", vm])?["status"]["epoch"].as_i64().unwrap_or_default())
 }
 
+/// Stops the NFS server of a machine, and keeps its agent from starting it again.
+pub fn stop_nfs_server(machine: &Machine) -> Outcome {
+    // A unit that is masked knows no more how its server is stopped.
+    let stop = "systemctl mask --runtime --quiet nfs-server; systemctl stop nfs-server; \
+                rpc.nfsd 0; exportfs -f; cat /proc/fs/nfsd/threads";
+    let threads = sh(machine, stop)?;
+    ensure(threads.trim() == "0", || format!("the NFS server has {threads} threads still"))
+}
+
+/// Lets the agent of a machine start its NFS server again.
+pub fn allow_nfs_server(machine: &Machine) -> Outcome {
+    sh(machine, "systemctl unmask --runtime --quiet nfs-server").map(drop)
+}
+
 /// Everything that a case can do to the lab, undone.
 pub fn heal(cluster: &Cluster) -> Outcome {
     cluster.plane().signal("kube-apiserver", Signal::CONT).map_err(|error| error.to_string())?;
@@ -229,7 +275,7 @@ pub fn heal(cluster: &Cluster) -> Outcome {
         host.reconnect().map_err(said)?;
         signal_agent(host, "CONT")?;
     }
-    Ok(())
+    ["h3", "s1"].into_iter().try_for_each(|name| allow_nfs_server(machine(cluster, name)?))
 }
 
 /// Sends a host's agent a signal, if it runs.
@@ -239,11 +285,14 @@ pub fn signal_agent(host: &Machine, signal: &str) -> Outcome {
 }
 
 /// The example without its VM or any other, once all hosts have its storage and locks.
-pub fn declare(cluster: &Cluster) -> Outcome {
+pub fn declare(cluster: &Cluster, example: &Example) -> Outcome {
     without_vms(cluster)?;
+    // The export for locks that another case declared.
+    kubectl(cluster, &["delete", "sst", "locks", "--ignore-not-found"])?;
     sh(machine(cluster, "s1")?, "install -d /srv/vms /srv/vms/default")?;
+    sh(machine(cluster, "h3")?, "install -d /srv/locks")?;
     for file in ["10-hosts", "20-storage", "30-lock-manager"] {
-        hosts_declared(cluster, &format!("{EXAMPLE}/{file}.yaml"))?;
+        hosts_declared(cluster, &format!("{}/{file}.yaml", example.folder))?;
     }
     let ready = until("storage and locks are ready on three hosts", LIMIT, || {
         for words in [["sst", "vms"], ["slm", "locks"]] {

@@ -348,6 +348,7 @@ pub const WRONG: &[(&str, &str, &str, &str)] = &[
     ),
     (OCFS2, "spec: {ocfs2: {slots: 1}}", "spec.ocfs2.slots", "greater than or equal to 2"),
     (LOCK, "spec: {kind: dlm}", "spec.kind", "sanlock"),
+    (LOCK, "spec: {guards: ['']}", "spec.guards[0]", "at least 1 chars long"),
     (LOCK, "spec: {storage: null}", "spec.storage", "Required value"),
     (DEVICE, "spec: {agent: ipmitool}", "spec.agent", "a fence agent by its program"),
     (DEVICE, "spec: {agent: fence_kdump}", "spec.agent", "name one that does"),

@@ -2,7 +2,7 @@
 
 mod host_status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +114,8 @@ struct Loop {
     going_down_since: Option<u64>,
     /// Since when each storage was not ready.
     unready_since: BTreeMap<String, u64>,
+    /// Since when the lockspace was away outside maintenance.
+    unlocked_since: Option<u64>,
 }
 
 /// Runs the loop, for ever.
@@ -152,6 +154,7 @@ pub(crate) async fn run(context: Arc<Context>) {
         allowed_down: false,
         going_down_since: None,
         unready_since: BTreeMap::new(),
+        unlocked_since: None,
     };
     context.journal.load().await;
     let mut due = tokio::time::Instant::now();
@@ -395,7 +398,7 @@ impl Loop {
             }
             return;
         };
-        self.note_storages(now);
+        self.note_storages(&spec, now);
         let observed = self.observed(&spec, now);
         if observed.orders.is_some() {
             self.begin_actions(&observed, seen.began, now);
@@ -407,12 +410,16 @@ impl Loop {
         self.go_down(&observed, &spec, now);
     }
 
-    fn note_storages(&mut self, now: u64) {
+    fn note_storages(&mut self, spec: &HostAgentSpec, now: u64) {
         let storages = locked(&self.context.storages).clone();
         self.unready_since.retain(|name, _| storages.get(name).is_some_and(|s| !s.ready));
         for report in storages.values().filter(|s| !s.ready) {
             self.unready_since.entry(report.name.clone()).or_insert(now);
         }
+        // In maintenance the lock server may be away for as long as it likes.
+        let space = spec.lock.as_ref().filter(|lock| !lock.maintenance);
+        let away = space.is_some_and(|lock| self.unready_since.contains_key(&lock.storage));
+        self.unlocked_since = if away { self.unlocked_since.or(Some(now)) } else { None };
     }
 
     /// For how long the init system was held back.
@@ -540,6 +547,10 @@ impl Loop {
                     .iter()
                     .any(|b| b.host_uid == context.host_uid && b.boot_id == context.boot_id),
             lost: lost_storages,
+            unlocked: match (&spec.lock, &self.unlocked_since) {
+                (Some(lock), Some(since)) if long(since) => lock.guards.iter().cloned().collect(),
+                _ => BTreeSet::new(),
+            },
             no_starts,
             guards: context.config.guards,
         }

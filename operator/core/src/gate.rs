@@ -9,6 +9,7 @@ use stockade_crds::v1alpha1::{
 };
 
 use crate::ha::host_state::seconds;
+use crate::locks;
 use crate::plan::ReliesOn;
 use crate::world::World;
 
@@ -120,9 +121,16 @@ fn proven(world: &World, vm: &VirtualMachine, placed: &PlacedEpoch) -> Option<Re
         return None;
     }
     let status = fence.status.as_ref()?;
+    // What the dead boot never mounted holds nothing of it.
+    let mounted = world.agents.get(&placed.host).map(|agent| &agent.spec.storages);
+    let uses = |space: &&str| mounted.into_iter().flatten().any(|storage| storage.name == *space);
     let cleared = vm.spec.disks.iter().filter(|d| !d.read_only).all(|disk| {
-        world.storages.get(&disk.storage).is_none_or(|s| s.spec.directory.is_some())
-            || status.locks_broken.contains(&disk.storage)
+        let mut spaces = locks::spaces_of(world, &disk.storage).filter(uses);
+        let free = |name: &str| {
+            world.storages.get(name).is_none_or(|s| s.spec.directory.is_some())
+                || status.locks_broken.iter().any(|broken| broken == name)
+        };
+        free(&disk.storage) && spaces.all(free)
     });
     cleared.then(|| ReliesOn {
         fence: fence.metadata.name.clone().unwrap_or_default(),

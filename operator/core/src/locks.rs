@@ -1,11 +1,11 @@
 //! Which lock manager serves which host (safety §6.1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use stockade_crds::conditions::{Decided, READY, STALLED};
 use stockade_crds::v1alpha1::{
-    AgentLock, Host, LockKind, LockManager, LockManagerStatus, LockMode,
+    AgentLock, Host, LockKind, LockManager, LockManagerSpec, LockManagerStatus, LockMode,
 };
 
 use crate::numbers::allot;
@@ -69,9 +69,31 @@ pub fn agent_lock(world: &World, name: &str, host: &Host, uid: &str) -> Option<A
         lockspace: storage
             .map(|storage| format!("{}/.stockade/locks", storage.spec.mount_path))
             .unwrap_or_default(),
+        guards: covered(manager).map(ToOwned::to_owned).collect(),
         host_id: ids.and_then(|ids| ids.get(uid)).copied().unwrap_or_default(),
         maintenance: manager.spec.mode == LockMode::Maintenance,
     })
+}
+
+/// The storages whose VMs a manager locks, its own first, each once.
+fn covered(manager: &LockManager) -> impl Iterator<Item = &str> {
+    let LockManagerSpec { storage, guards, .. } = &manager.spec;
+    let others: BTreeSet<&str> = guards.iter().map(String::as_str).collect();
+    let others = others.into_iter().filter(move |name| *name != storage.as_str());
+    std::iter::once(storage.as_str()).chain(others)
+}
+
+/// The storages beside its own on which the locks of a storage's VMs lie too.
+pub(crate) fn spaces_of<'a>(world: &'a World, storage: &str) -> impl Iterator<Item = &'a str> {
+    let managers = world.lock_managers.values().filter(move |m| m.spec.covers(storage));
+    managers.map(|m| m.spec.storage.as_str()).filter(move |space| *space != storage)
+}
+
+/// The manager in maintenance for which nothing that writes to this storage is started or moved.
+#[must_use]
+pub(crate) fn in_maintenance<'a>(world: &'a World, storage: &str) -> Option<&'a Arc<LockManager>> {
+    let mut all = world.lock_managers.values();
+    all.find(|m| m.spec.mode == LockMode::Maintenance && m.spec.covers(storage))
 }
 
 /// By storage of this host: why no VM on it could take its lock here.
@@ -79,10 +101,10 @@ pub fn agent_lock(world: &World, name: &str, host: &Host, uid: &str) -> Option<A
 pub fn missing(world: &World, name: &str, host: &Host) -> BTreeMap<String, String> {
     let own = of_host(world, name, host);
     let kind = own.map(|m| m.spec.kind);
-    let other = |m: &&Arc<LockManager>| {
-        m.spec.mode == LockMode::Active
-            && Some(m.spec.kind) != kind
-            && world.storages.get(&m.spec.storage).is_some_and(|s| selects(s, name, host))
+    let other =
+        |m: &&Arc<LockManager>| m.spec.mode == LockMode::Active && Some(m.spec.kind) != kind;
+    let here = |storage: &&str| {
+        world.storages.get(*storage).is_some_and(|storage| selects(storage, name, host))
     };
     let by = match own {
         Some(own) => format!("keeps its locks by LockManager {}", title(own)),
@@ -92,8 +114,9 @@ pub fn missing(world: &World, name: &str, host: &Host) -> BTreeMap<String, Strin
         .lock_managers
         .values()
         .filter(other)
-        .map(|m| {
-            (m.spec.storage.clone(), format!("needs LockManager {}, and {name} {by}", title(m)))
+        .flat_map(|m| covered(m).filter(here).map(move |storage| (storage, m)))
+        .map(|(storage, m)| {
+            (storage.to_owned(), format!("needs LockManager {}, and {name} {by}", title(m)))
         })
         .collect()
 }
@@ -147,6 +170,13 @@ pub fn report(world: &World, manager: &LockManager) -> Report<LockManagerStatus>
             Decided::new(READY, false, "HostsTaken", message.clone()),
             Decided::new(STALLED, true, "HostsTaken", message),
         ]
+    } else if let Some(name) = covered(manager).find(|name| !world.storages.contains_key(*name)) {
+        let message = format!("there is no SharedStorage {name:?}; make it, or correct the spec");
+        vec![Decided::new(READY, false, "NoSuchStorage", message)]
+    } else if manager.spec.mode == LockMode::Maintenance {
+        let message = "in maintenance: VMs run on without its lock server, and none is started or \
+                       moved until it is Active";
+        vec![Decided::new(READY, false, "InMaintenance", message)]
     } else if ready == all && all > 0 {
         vec![Decided::new(
             READY,

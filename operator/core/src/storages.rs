@@ -45,12 +45,16 @@ pub fn release_seconds(storage: &SharedStorage, locks: impl IntoIterator<Item = 
 /// The longest time from a proof of death to a start, in seconds: where a Host serves the storage
 /// the dead one is denied and its locks are broken at once, but sanlock's leases can't be broken.
 fn worst_case(world: &World, name: &str, storage: &SharedStorage) -> i32 {
-    let managers = world.lock_managers.values().filter(|m| m.spec.storage == name);
-    let kinds = managers.map(|manager| manager.spec.kind);
-    if serving_host(storage).is_some() && storage.spec.nfs.is_some() {
-        return kinds.map(locks::release_seconds).fold(SERVED_SECONDS, i32::max);
-    }
-    release_seconds(storage, kinds)
+    let managers = || world.lock_managers.values().filter(|m| m.spec.covers(name));
+    let of_server = |storage: &SharedStorage| {
+        let served = serving_host(storage).is_some() && storage.spec.nfs.is_some();
+        if served { SERVED_SECONDS } else { release_seconds(storage, []) }
+    };
+    // The lockspace may lie elsewhere, and its server have its own lease.
+    let spaces = managers().filter_map(|manager| world.storages.get(&manager.spec.storage));
+    let servers = spaces.map(|space| of_server(space));
+    let leases = managers().map(|manager| locks::release_seconds(manager.spec.kind));
+    servers.chain(leases).fold(of_server(storage), i32::max)
 }
 
 /// The Host that serves a storage, if one of ours does.

@@ -18,9 +18,9 @@ pub const REASON_WAIT: u64 = 1_000;
 pub const UNDEAD: u64 = 5_000;
 /// A release of an earlier boot's epoch goes on unmarked after so many attempts.
 pub const HISTORY_ATTEMPTS: u32 = 5;
-/// A VM whose storage was seen to be lost for so long is killed (safety §6.5). With the time
-/// until the loss is seen, the kill and the drain it stays below the lease of an NFS server
-/// (90 s) and sanlock's deadline (80 s).
+/// A VM whose storage, or the lockspace of whose lock, was seen to be lost for so long is killed
+/// (safety §6.5). With the time until the loss is seen, the kill and the drain it stays below the
+/// lease of an NFS server (90 s) and sanlock's deadline (80 s).
 pub const STORAGE_LOST: u64 = 50_000;
 
 /// One act on a VM.
@@ -44,7 +44,7 @@ pub enum HostAction {
         /// Its epoch.
         epoch: i64,
     },
-    /// Kill the process: its storage was lost for too long.
+    /// Kill the process: its storage or its lock was lost for too long.
     Abandon {
         /// Its epoch.
         epoch: i64,
@@ -195,7 +195,10 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
         && d.epoch > 0
         && d.epoch <= order.epoch
         && d.state != LiveState::Dying
-        && order.machine.disks.iter().any(|disk| o.lost.contains(&disk.storage))
+        && order.machine.disks.iter().any(|disk| {
+            o.lost.contains(&disk.storage)
+                || (!disk.read_only && o.unlocked.contains(&disk.storage))
+        })
     {
         return Some(HostAction::Abandon { epoch: d.epoch });
     }

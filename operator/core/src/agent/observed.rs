@@ -63,7 +63,7 @@ pub struct VmMemory {
     pub shutdown_asked: Option<u64>,
     /// When its process was first killed.
     pub kill_asked: Option<u64>,
-    /// It was killed because its storage was lost.
+    /// It was killed because its storage or its lock was lost.
     pub storage_lost: bool,
     /// What the last action failed with; empty: it did not.
     pub trouble: String,
@@ -156,6 +156,8 @@ pub struct Observed {
     pub suspended: bool,
     /// Storages lost for longer than a VM may wait for them ([`super::decide::STORAGE_LOST`]).
     pub lost: std::collections::BTreeSet<String>,
+    /// Storages whose VMs have their locks in a lockspace that was lost for as long.
+    pub unlocked: std::collections::BTreeSet<String>,
     /// Why no VM may start here at all in this boot; empty: none.
     pub no_starts: String,
     /// Guards in force.

@@ -130,6 +130,20 @@ fn an_order_for_another_machine_is_not_obeyed() {
 }
 
 #[test]
+fn only_what_is_locked_there_ends_with_a_lockspace() {
+    let unlocked = |storage: &str, read_only| {
+        let mut spec = order(1, Want::Running);
+        spec.machine.disks[0].read_only = read_only;
+        let mut o = world(Some(spec), Some(ran(1)), Some(live(1, LiveState::Running)));
+        o.unlocked = [storage.to_owned()].into();
+        only(&o, 0)
+    };
+    assert_eq!(unlocked("vms", false), Some(HostAction::Abandon { epoch: 1 }));
+    assert_eq!(unlocked("others", false), None);
+    assert_eq!(unlocked("vms", true), None, "what it reads is not locked");
+}
+
+#[test]
 fn an_order_for_another_boot_is_only_released() {
     let mut spec = order(1, Want::Running);
     spec.boot_id = "b0".into();

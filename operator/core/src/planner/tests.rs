@@ -12,6 +12,7 @@ use crate::plan::{Intent, Plan};
 use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, OrderKey, World};
 
 mod brake;
+mod locks;
 mod problems;
 mod specs;
 mod writes;

@@ -69,7 +69,7 @@ pub(super) fn note_ends(
                 let (reason, what) = if end == End::Crashed {
                     ("VmCrashed", "its process ended without an order")
                 } else {
-                    ("VmStorageLost", "its storage was lost, and it was killed")
+                    ("VmStorageLost", "its storage or its lock was lost, and it was killed")
                 };
                 failures.message = if message.is_empty() { what.to_owned() } else { message };
                 let text = format!("on {}: {}", placed.host, failures.message);

@@ -11,8 +11,8 @@
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::names::FINALIZER;
 use stockade_crds::v1alpha1::{
-    Domain, EpochState, LockMode, Machine, Management, MigrationOrder, ProofKind, Recovery,
-    RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
+    Domain, EpochState, Machine, Management, MigrationOrder, ProofKind, Recovery, RunPolicy,
+    VirtualMachine, VirtualMachineStatus, VmState, WaitsFor,
 };
 
 use super::adopt;
@@ -390,10 +390,8 @@ fn not_startable(
             );
         }
     }
-    let lock = world.lock_managers.values().find(|l| {
-        l.spec.mode == LockMode::Maintenance
-            && machine.disks.iter().any(|d| d.storage == l.spec.storage && !d.read_only)
-    })?;
+    let mut writable = machine.disks.iter().filter(|d| !d.read_only);
+    let lock = writable.find_map(|disk| locks::in_maintenance(world, &disk.storage))?;
     let name = lock.metadata.name.clone().unwrap_or_default();
     let message = format!("LockManager {name} is in maintenance; starts wait until it is Active");
     Some(Word::new(VmState::Blocked, false, "LockManagerInMaintenance", message))

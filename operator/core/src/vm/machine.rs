@@ -225,7 +225,7 @@ pub fn resolve(world: &World, vm: &VirtualMachine) -> Result<Machine, Vec<Proble
         .values()
         .find(|l| {
             l.spec.mode == LockMode::Active
-                && vm.spec.disks.iter().any(|d| !d.read_only && d.storage == l.spec.storage)
+                && vm.spec.disks.iter().any(|d| !d.read_only && l.spec.covers(&d.storage))
         })
         .map(|l| l.spec.kind);
     if problems.is_empty() {

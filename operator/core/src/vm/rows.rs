@@ -154,7 +154,7 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
     // One daemon serves every storage whose LockManager is of its kind.
     let guards = |kind: LockKind, storage: &str| {
         let mut all = world.lock_managers.values();
-        all.any(|m| m.spec.kind == kind && m.spec.storage == storage)
+        all.any(|m| m.spec.kind == kind && m.spec.covers(storage))
     };
     if let Some(report) = report {
         row.hypervisors = report.hypervisors.iter().copied().collect();
@@ -162,7 +162,11 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
             let unlocked = lock.is_some_and(|l| {
                 !l.maintenance && report.lock != Some(l.kind) && guards(l.kind, &storage.name)
             });
-            if let Some(why) = missing.get(&storage.name) {
+            if let Some(manager) = locks::in_maintenance(world, &storage.name) {
+                let manager = manager.metadata.name.as_deref().unwrap_or_default();
+                let why = format!("LockManager {manager} is in maintenance");
+                row.unready.insert(storage.name.clone(), why);
+            } else if let Some(why) = missing.get(&storage.name) {
                 row.unready.insert(storage.name.clone(), why.clone());
             } else if unlocked {
                 let why = format!("the lock manager of {} does not work", storage.name);

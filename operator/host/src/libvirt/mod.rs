@@ -748,6 +748,7 @@ mod tests {
             kind: LockKind::Virtlockd,
             storage: "vms".into(),
             lockspace: at("vms/.stockade/locks").display().to_string(),
+            guards: vec!["vms".into()],
             host_id: 0,
             maintenance: false,
         };

@@ -377,6 +377,7 @@ mod tests {
             kind: LockKind::Sanlock,
             storage: "vms".into(),
             lockspace: "/srv/vms/.stockade/locks".into(),
+            guards: vec!["vms".into()],
             host_id: 2,
             maintenance: false,
         }

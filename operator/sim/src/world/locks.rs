@@ -15,6 +15,17 @@ use crate::oracle::Rule;
 const SANLOCK_DEAD_MS: u64 = 140_000;
 
 impl World {
+    /// The storages where the lock of a disk on this one lies: its own, and that of the lockspace by
+    /// which a host guards it.
+    pub(super) fn lock_homes(&self, host: &str, storage: &str) -> Vec<String> {
+        let manager = self.machines.get(host).and_then(|m| m.lock_manager.as_ref());
+        let space = manager.filter(|lock| {
+            lock.storage != storage && lock.guards.iter().any(|guarded| guarded == storage)
+        });
+        let space = space.map(|lock| lock.storage.clone());
+        std::iter::once(storage.to_owned()).chain(space).collect()
+    }
+
     /// Takes the locks of a VM's disks for a process, all or none.
     #[expect(clippy::too_many_arguments, reason = "who takes which lock, and where: one call")]
     pub(super) fn take_locks(
@@ -33,7 +44,12 @@ impl World {
         if !self.machines.get(host).is_some_and(|m| m.lock_daemon) {
             return Err("the lock daemon does not answer".to_owned());
         }
-        for OpenDisk { storage, path } in disks {
+        let places = disks.iter().flat_map(|disk| {
+            let homes = self.lock_homes(host, &disk.storage).into_iter();
+            homes.map(move |home| (home, disk.path.clone()))
+        });
+        let places: Vec<(String, String)> = places.collect();
+        for (storage, path) in &places {
             if !matches!(self.reach(host, storage), Reach::Yes | Reach::Slow) {
                 return Err(format!("the lock of {path} can't be asked for: {storage} is away"));
             }
@@ -47,9 +63,9 @@ impl World {
                 return Err(format!("the lock of {path} is held by {}", lock.client));
             }
         }
-        for OpenDisk { storage, path } in disks {
-            if let Some(s) = self.stores.get_mut(storage) {
-                s.locks.entry(path.clone()).or_default().push(DiskLock {
+        for (storage, path) in places {
+            if let Some(s) = self.stores.get_mut(&storage) {
+                s.locks.entry(path).or_default().push(DiskLock {
                     kind,
                     client: host.to_owned(),
                     boot_id: boot_id.clone(),
@@ -94,11 +110,14 @@ impl World {
 
     /// Whether a process holds the locks of all its disks.
     pub(super) fn holds_locks(&self, host: &str, q: &Qemu) -> bool {
-        let held = |disk: &OpenDisk| {
-            let locks = self.stores.get(&disk.storage).and_then(|s| s.locks.get(&disk.path));
+        let held = |home: &String, path: &str| {
+            let locks = self.stores.get(home).and_then(|s| s.locks.get(path));
             locks.is_some_and(|locks| locks.iter().any(|l| l.pid == q.pid && l.client == host))
         };
-        q.disks.iter().all(held)
+        let disks = q.disks.iter();
+        disks
+            .map(|disk| (self.lock_homes(host, &disk.storage), &disk.path))
+            .all(|(homes, path)| homes.iter().all(|home| held(home, path)))
     }
 
     /// Lets go of the locks of a process, as far as their servers can be told.
@@ -235,7 +254,9 @@ impl World {
             .filter(|q| {
                 q.lock == Some(LockKind::Sanlock)
                     && q.state != QemuState::Dying
-                    && q.disks.iter().any(|d| d.storage == storage)
+                    && q.disks.iter().any(|d| {
+                        self.lock_homes(host, &d.storage).iter().any(|home| home == storage)
+                    })
             })
             .map(|q| q.uid.clone())
             .collect();

@@ -250,9 +250,9 @@ impl World {
         let Some(q) = m.qemus.get(uid).filter(|q| q.lock.is_some() && !q.unlocked) else { return };
         let untrue = self.untrue(host, &m.boot_id);
         let certified = self.certified.contains(&(host.to_owned(), m.boot_id.clone()));
-        let away = |disk: &&OpenDisk| self.reach(host, &disk.storage) != Reach::Yes;
-        if q.state != QemuState::Running || untrue || certified || q.disks.iter().any(|d| away(&d))
-        {
+        let mut homes = q.disks.iter().flat_map(|disk| self.lock_homes(host, &disk.storage));
+        let away = homes.any(|home| self.reach(host, &home) != Reach::Yes);
+        if q.state != QemuState::Running || untrue || certified || away {
             return;
         }
         let broken = (!self.holds_locks(host, q))

@@ -251,9 +251,14 @@ impl World {
             if !self.machines.get(host).is_some_and(|m| m.lock_daemon) {
                 return HostError::refused("start", vm, why);
             }
+            let mut homes = paths().flat_map(|d| self.lock_homes(host, &d.storage));
+            if homes.any(|home| !self.reach(host, &home).answers()) {
+                return HostError::refused("start", vm, why);
+            }
             let held = paths().find_map(|d| {
-                let locks = self.stores.get(&d.storage)?.locks.get(&d.path)?;
-                locks.first().map(|l| l.client.clone())
+                let homes = self.lock_homes(host, &d.storage);
+                let mut at = homes.iter().filter_map(|home| self.stores.get(home));
+                at.find_map(|s| s.locks.get(&d.path)?.first().map(|l| l.client.clone()))
             });
             if let Some(holder) = held {
                 return HostError::Locked { target: vm.clone(), holder, message: why };
