@@ -16,6 +16,13 @@ stockade_sim::link_hooks!();
 fn log(seed: u64) -> String {
     let scenario = random::scenario(seed).unwrap();
     let outcome = campaign::one(&scenario, seed).unwrap();
+    let verdict = &outcome.verdict;
+    assert!(
+        verdict.passed,
+        "{}\nSTOCKADE_SEEDS={seed}..{} shrinks it",
+        verdict.lines("drawn"),
+        seed + 1
+    );
     let mut lines: Vec<String> = outcome.events.iter().map(output::json).collect();
     lines.push(outcome.verdict.json());
     lines.join("\n")
