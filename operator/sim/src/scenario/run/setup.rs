@@ -155,15 +155,23 @@ impl Stage {
         &self,
         setup: &super::super::ast::FenceDeviceSetup,
     ) -> Result<(), ClusterError> {
-        let of_level = |fields: &HostFields| match fields.fencing() {
+        let levels_with = |host: &HostSetup| match host.fields.fencing() {
             super::super::ast::Fencing::Levels(levels) => {
-                levels.iter().any(|l| l.len() > 1 && l.contains(&setup.name))
+                levels.into_iter().filter(|l| l.contains(&setup.name)).collect()
             }
-            _ => false,
+            _ => Vec::new(),
         };
+        let hosts = &self.scenario.hosts;
+        // A device without plugs is wired to the hosts that name it.
+        let mut setup = setup.clone();
+        if setup.manifest.is_none() && setup.plugs.is_empty() {
+            let wired = hosts.iter().filter(|h| !levels_with(h).is_empty());
+            setup.plugs = wired.map(|h| (h.name.clone(), "1".to_owned())).collect();
+        }
+        let setup = &setup;
         let switches = ["fence_apc", "fence_raritan", "fence_eaton", "fence_pdu"];
         let agent = setup.agent.as_deref().unwrap_or_default();
-        let outlet = self.scenario.hosts.iter().any(|h| of_level(&h.fields))
+        let outlet = hosts.iter().any(|h| levels_with(h).iter().any(|l| l.len() > 1))
             || switches.iter().any(|s| agent.starts_with(s));
         let plugs = match &setup.manifest {
             Some(object) => object["spec"]["plugs"]
