@@ -19,8 +19,6 @@ const MIB: u64 = 1 << 20;
 /// What is asked for by name in the manifests: a bridge, and a libvirt network on it.
 const BRIDGE: &str = "br0";
 const LAN: &str = "lan";
-/// A guest's address in that network.
-const GUEST: &str = "192.0.2.7";
 
 struct Bench {
     cluster: Cluster,
@@ -202,15 +200,6 @@ impl Bench {
         assert!(open_files(&seen.qemu).contains(&variables), "its UEFI writes elsewhere");
         let taps = self.on(&seen.host, &["ip", "-oneline", "link", "show", "master", BRIDGE]);
         assert_eq!(taps.lines().count(), 2, "{taps}");
-
-        // What the host's kernel learns of a guest that speaks: this one has no network of its own.
-        let neighbour = ["ip", "neigh", "replace", GUEST, "lladdr", mac, "dev", BRIDGE];
-        self.on(&seen.host, &[&neighbour[..], &["nud", "stale"]].concat());
-        self.until("its address is told", || {
-            let listed = self.k(&["get", "svm", "uefi"]);
-            listed.contains(GUEST).then_some(()).ok_or(listed)
-        })
-        .await;
 
         let seeds = self.cluster.host(&seen.host).unwrap().dir().join("var/lib/stockade/seeds");
         let seed = fs::read_dir(seeds).unwrap().next().unwrap().unwrap().path();
