@@ -7,10 +7,7 @@ use super::*;
 
 /// A host that is silent for long, with a VM on it and a certificate open.
 fn silent() -> Bed {
-    let mut bed = Bed::new();
-    bed.placed("h1", "Ordered");
-    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
-    bed.certificate("h1", json!({}));
+    let mut bed = Bed::doubted();
     bed.beat(&["h2", "h3"], 10);
     bed
 }
@@ -47,10 +44,7 @@ fn a_shot_is_ordered_only_once_the_api_says_so() {
 
 #[test]
 fn an_off_that_is_ordered_on_a_reading_of_off_is_no_shot() {
-    let mut bed = Bed::new();
-    bed.placed("h1", "Ordered");
-    bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Running"}));
-    bed.certificate("h1", json!({}));
+    let mut bed = Bed::doubted();
     bed.beat(&["h2", "h3"], 5);
     bed.call("h1", FenceAction::Status, FenceResult::Off, bed.world.now - 1_000);
     assert_eq!(fence_calls(&plan(&bed.world), "h1"), [FenceAction::Off]);
@@ -97,4 +91,22 @@ fn the_shots_of_a_host_whose_vm_will_not_end_do_not_save_it_either() {
     assert!(bed.shots("h1").contains(&FenceAction::Off));
     shot(&mut bed, "h2", 60);
     assert!(!bed.shots("h1").contains(&FenceAction::Off), "another host counts");
+}
+
+#[test]
+fn two_of_three_hosts_silent_at_once_shoot_nobody() {
+    let mut bed = Bed::doubted();
+    bed.beat(&["h3"], 20);
+    bed.call("h1", FenceAction::Status, FenceResult::On, bed.world.now - 3_000);
+    assert!(!bed.shots("h1").contains(&FenceAction::Off));
+}
+
+#[test]
+fn a_host_that_is_back_only_just_still_counts_for_the_brake() {
+    let mut bed = Bed::doubted();
+    bed.beat(&["h3"], 20);
+    bed.beat(&["h2", "h3"], 2);
+    assert!(!bed.shots("h1").contains(&FenceAction::Off));
+    bed.beat(&["h2", "h3"], 20);
+    assert_eq!(bed.shots("h1"), [FenceAction::Off]);
 }
