@@ -196,7 +196,7 @@ pub trait Hypervisor: Send + Sync {
     fn presence<'a>(&'a self, vm_uid: &'a str, epoch: i64) -> BoxFuture<'a, Presence>;
     /// The lock that guards a domain, if a lock manager is used.
     fn lock<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<LockReport>>>;
-    /// Guest addresses that are known.
+    /// Guest addresses that are known, in the order in which they are told: IPv4 first.
     fn addresses<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Vec<String>>>;
     /// Measured use: thousandths of a CPU, and MiB.
     fn usage<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<(i64, i64)>>;

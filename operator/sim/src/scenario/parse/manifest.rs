@@ -5,7 +5,7 @@ use stockade_crds::GROUP;
 use crate::kube::{Kinds, Place, Shape};
 
 use super::super::ast::{Line, Manifest};
-use super::super::node::{Kind, Node, documents};
+use super::super::node::{Key, Kind, Node, documents};
 use super::super::problem::unknown;
 use super::read::Cx;
 
@@ -77,26 +77,40 @@ fn set_line(node: &mut Node, line: u32) {
     }
 }
 
-/// Every field of an object of Stockade's is one that its kind has: the API would drop another.
-/// What the API itself writes is not looked at.
-pub(crate) fn fields_known(cx: &Cx, node: &Node, kind: &str, what: &str) {
-    let Ok(kinds) = Kinds::ours() else { return };
-    let Some(id) = kinds.by_name(kind, Some(GROUP)) else { return };
-    let Shape::Custom(schema) = &kinds.get(id).shape else { return };
-    let Kind::Map(entries) = &node.kind else { return };
-    for (key, value) in entries {
-        match (key.text.as_str(), schema.place().field(&key.text)) {
-            ("apiVersion" | "kind" | "metadata" | "status", _) => {}
-            (name, Some(place)) => place_known(cx, value, place, name, what),
-            (name, None) => {
-                let known: Vec<&str> = schema.place().names().collect();
-                cx.problem(key.line, format!("{what}: {}", unknown("field", name, &known)));
-            }
-        }
+/// What the API itself writes, and what every kind has.
+const OF_EVERY_KIND: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
+
+/// What may stand in an object of that kind, if it is one of Stockade's.
+pub(crate) fn place_of<'a>(kinds: &'a Kinds, kind: &str) -> Option<Place<'a>> {
+    match &kinds.get(kinds.by_name(kind, Some(GROUP))?).shape {
+        Shape::Custom(schema) => Some(schema.place()),
+        Shape::BuiltIn(_) => None,
     }
 }
 
-fn place_known(cx: &Cx, node: &Node, place: Place<'_>, path: &str, what: &str) {
+/// Every field of an object of Stockade's is one that its kind has: the API would drop another.
+pub(crate) fn fields_known(cx: &Cx, node: &Node, kind: &str, what: &str) {
+    let (Ok(kinds), Kind::Map(entries)) = (Kinds::ours(), &node.kind) else { return };
+    let Some(place) = place_of(&kinds, kind) else { return };
+    for (key, value) in entries.iter().filter(|(key, _)| !OF_EVERY_KIND.contains(&&*key.text)) {
+        field_known(cx, key, value, place, "", what);
+    }
+}
+
+/// A field that may stand at `place`, which is `path`, with all that is in it.
+fn field_known(cx: &Cx, key: &Key, value: &Node, place: Place<'_>, path: &str, what: &str) {
+    if let Some(inner) = place.field(&key.text) {
+        let path = if path.is_empty() { key.text.clone() } else { format!("{path}.{}", key.text) };
+        place_known(cx, value, inner, &path, what);
+    } else if !place.keeps_all() {
+        let known: Vec<&str> = place.names().collect();
+        let at = if path.is_empty() { String::new() } else { format!(", in `{path}`") };
+        cx.problem(key.line, format!("{what}{at}: {}", unknown("field", &key.text, &known)));
+    }
+}
+
+/// Every field below `path` is one that may stand there.
+pub(crate) fn place_known(cx: &Cx, node: &Node, place: Place<'_>, path: &str, what: &str) {
     match &node.kind {
         Kind::Scalar { .. } => {}
         Kind::Seq(items) => {
@@ -104,15 +118,7 @@ fn place_known(cx: &Cx, node: &Node, place: Place<'_>, path: &str, what: &str) {
             items.iter().for_each(|item| place_known(cx, item, place, path, what));
         }
         Kind::Map(entries) => {
-            for (key, value) in entries {
-                if let Some(place) = place.field(&key.text) {
-                    place_known(cx, value, place, &format!("{path}.{}", key.text), what);
-                } else if !place.keeps_all() {
-                    let known: Vec<&str> = place.names().collect();
-                    let text = unknown("field", &key.text, &known);
-                    cx.problem(key.line, format!("{what}, in `{path}`: {text}"));
-                }
-            }
+            entries.iter().for_each(|(key, value)| field_known(cx, key, value, place, path, what));
         }
     }
 }

@@ -1,10 +1,13 @@
 //! AvailabilityPolicy fields: their names and types are the CRD's.
 
-use stockade_crds::v1alpha1::{AvailabilityPolicySpec, Lineage};
+use stockade_crds::v1alpha1::AvailabilityPolicySpec;
+
+use crate::kube::Kinds;
 
 use super::super::ast::PolicyFields;
 use super::super::node::{Key, Kind, Node};
 use super::super::problem::{nearest, unknown};
+use super::manifest;
 use super::read::Cx;
 
 /// The mapping in `node` as policy fields.
@@ -25,13 +28,15 @@ pub(crate) fn field(
     value: &Node,
     what: &str,
 ) -> Option<(String, serde_json::Value)> {
-    let known = known();
-    if !known.contains(&key.text) {
-        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let kinds = Kinds::ours().ok()?;
+    let spec = manifest::place_of(&kinds, "AvailabilityPolicy")?.field("spec")?;
+    let Some(place) = spec.field(&key.text) else {
+        let known: Vec<&str> = spec.names().collect();
         let text = unknown("policy field", &key.text, &known);
         cx.problem(key.line, format!("{what}: {text}"));
         return None;
-    }
+    };
+    manifest::place_known(cx, value, place, &key.text, what);
     let mut json = value.to_json();
     // A proof that stands alone needs no list of its own.
     if key.text == "acceptedProofs" {
@@ -42,11 +47,7 @@ pub(crate) fn field(
     let mut alone = serde_json::Map::new();
     alone.insert(key.text.clone(), json.clone());
     match serde_json::from_value::<AvailabilityPolicySpec>(alone.into()) {
-        Ok(spec) if !json.is_null() => {
-            let read = serde_json::to_value(&spec).unwrap_or_default();
-            knows_all(cx, value, &read[&key.text], &format!("`{}` of {what}", key.text))
-                .then(|| (key.text.clone(), json))
-        }
+        Ok(_) if !json.is_null() => Some((key.text.clone(), json)),
         Ok(_) => {
             cx.expected(value, &format!("`{}` of {what}", key.text), "a value");
             None
@@ -64,30 +65,5 @@ pub(crate) fn field(
             cx.problem(value.line, format!("`{}` of {what}: {text}", key.text));
             None
         }
-    }
-}
-
-/// Whether no key of a mapping was passed over, as serde does with those that it does not know.
-fn knows_all(cx: &Cx, given: &Node, read: &serde_json::Value, what: &str) -> bool {
-    let (Kind::Map(entries), Some(read)) = (&given.kind, read.as_object()) else { return true };
-    let known: Vec<&str> = read.keys().map(String::as_str).collect();
-    let empty = |node: &Node| matches!(&node.kind, Kind::Seq(items) if items.is_empty());
-    let mut passed_over =
-        entries.iter().filter(|(key, value)| !read.contains_key(&key.text) && !empty(value));
-    let Some((key, _)) = passed_over.next() else { return true };
-    cx.problem(key.line, format!("{what}: {}", unknown("field", &key.text, &known)));
-    false
-}
-
-/// All fields of the policy's spec.
-pub(crate) fn known() -> Vec<String> {
-    let spec = AvailabilityPolicySpec {
-        storm_brake_hosts: Some(1),
-        resume_from: Some(Lineage::default()),
-        ..AvailabilityPolicySpec::default()
-    };
-    match serde_json::to_value(&spec) {
-        Ok(serde_json::Value::Object(map)) => map.keys().cloned().collect(),
-        Ok(_) | Err(_) => Vec::new(),
     }
 }
