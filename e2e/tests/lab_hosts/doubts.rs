@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use stockade_e2e::lab::cases::{Case, HOSTS, LIMIT, Outcome, condition, machine, object, said};
+use stockade_e2e::lab::cases::{
+    Case, HOSTS, LIMIT, Outcome, condition, ensure, machine, object, said,
+};
 use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::local_hosts::Signal;
 use stockade_e2e::play::Log;
 
-use super::stage::{BRAKE, LONG, Stage, signal_agent};
+use super::stage::{BRAKE, LONG, Stage, allow_nfs_server, signal_agent, stop_nfs_server};
 
 pub const NO_API: Case =
     ("a_host_cut_off_from_the_api_alone_is_isolated_and_its_guest_goes_on", no_api);
@@ -25,6 +27,10 @@ pub const NO_SERVER: Case =
 pub const NO_STORAGE: Case = (
     "a_host_cut_off_from_its_storage_alone_is_not_shot_and_its_guest_waits_until_it_is_drained",
     no_storage,
+);
+pub const NO_NFS: Case = (
+    "an_nfs_server_down_for_five_minutes_costs_its_guests_and_no_host_and_they_write_again_by_themselves",
+    no_nfs,
 );
 
 /// While it is isolated, a host's guest goes on and nobody is shot.
@@ -155,12 +161,55 @@ fn no_storage(cluster: &Cluster, log: &Log) -> Outcome {
     stage.ends_without_a_shot()
 }
 
+/// For how long the NFS server is down.
+const DOWN: Duration = Duration::from_secs(300);
+
+fn no_nfs(cluster: &Cluster, log: &Log) -> Outcome {
+    let stage = Stage::set(cluster, log)?;
+    let server = machine(cluster, "s1")?;
+    stop_nfs_server(server)?;
+    let since = Instant::now();
+    log.say("the NFS server is down");
+    for name in HOSTS {
+        is_killed(machine(cluster, name)?)?;
+    }
+    log.say(format!("all guests are killed after {:.1} s", since.elapsed().as_secs_f64()));
+    // Ended is not drained: what their hosts still have to write may come with the server.
+    for guest in &stage.guests {
+        let told = until("it is said that it is not released", LIMIT, || {
+            let vm = object(cluster, &["svm", guest.prover.name])?;
+            let (state, message) = (&vm["status"]["printableStatus"], condition(&vm, "Ready").1);
+            if state == "Blocked" {
+                Ok(message.to_owned())
+            } else {
+                Err(format!("{state}: {message}"))
+            }
+        });
+        log.say(told.map_err(said)?);
+    }
+    stage.holds_for(DOWN.saturating_sub(since.elapsed()).as_secs() + 1, || {
+        stage.nobody_is_shot()?;
+        stage.guests.iter().try_for_each(|guest| stage.not_ordered_anew(guest))
+    })?;
+    let runs_again = server.try_sh("systemctl is-active nfs-server", LIMIT).map_err(said)?;
+    ensure(!runs_again.ok, || "the NFS server was started".to_owned())?;
+    allow_nfs_server(server)?;
+    let since = Instant::now();
+    log.say("the NFS server may start");
+    for guest in &stage.guests {
+        stage.restarted(guest)?;
+        let (name, seconds) = (guest.prover.name, since.elapsed().as_secs_f64());
+        log.say(format!("{name} writes again after {seconds:.1} s"));
+    }
+    stage.ends_without_a_shot()
+}
+
 /// Waits until no guest runs on a host.
 fn is_killed(host: &Machine) -> Outcome {
     let killed = until("its guest is killed", LIMIT, || {
         // virsh may hang on a guest that waits for its disk. What was killed stays for as long as
-        // the kernel waits for its last writes.
-        let script = "ps -eo stat=,args= | grep '[q]emu-system' | grep -v '^Z' || true";
+        // the kernel waits for its last writes, and has no arguments any more.
+        let script = "ps -eo stat=,args= | grep '/[q]emu-system' | grep -v '^Z' || true";
         let said = host.try_sh(script, Duration::from_secs(60)).map_err(said)?;
         if said.ok && said.out.trim().is_empty() { Ok(()) } else { Err(said.out) }
     });

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Part::new("two", &[doubts::TWO_CUT_OFF]),
         Part::new("server", &[doubts::NO_SERVER]),
         Part::new("storage", &[doubts::NO_STORAGE]),
+        Part::new("nfs-down", &[doubts::NO_NFS]),
         Part::new("watchdog", &[watchdog::RESET]),
         Part::new("reboot", &[shutdown::REBOOT]),
         Part::selected("poweroff", &[shutdown::POWER_OFF]),
