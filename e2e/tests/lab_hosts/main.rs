@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         Part::new("lock-server", &[upkeep::LOCK_SERVER]),
         Part::new("marker", &[nfs::MARKER]),
         Part::new("locks", &[nfs::WORD]),
+        Part::new("lease", &[nfs::UNBROKEN]),
         Part::begun("sanlock", 2, &sanlock::CASES),
         Part::begun("ocfs2", 1, &ocfs2::CASES),
     ])

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, Prover, apply, comes_back, condition, ensure, hosts_declared,
-    machine, object, runs, said, sh, without_vms,
+    Case, HOSTS, LIMIT, Outcome, Prover, all_ready, apply, comes_back, condition, ensure,
+    hosts_declared, kubectl, machine, object, runs, said, sh, without_vms,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
@@ -30,6 +30,10 @@ pub const CASES: [Case; 3] = [
 ];
 pub const WORD: Case =
     ("after_a_persons_word_the_locks_are_free_and_the_start_is_issued_within_5_seconds", by_word);
+pub const UNBROKEN: Case = (
+    "where_nobody_breaks_them_the_locks_of_a_dead_host_and_the_start_wait_for_the_servers_lease",
+    unbroken,
+);
 pub const MARKER: Case =
     ("a_storage_of_another_cluster_is_refused_and_nothing_is_written_there", foreign_marker);
 
@@ -103,11 +107,15 @@ fn foreign_marker(cluster: &Cluster, _log: &Log) -> Outcome {
     ensure(before == after, || format!("it was written to: {after}"))?;
     let deleted = cluster.plane().kubectl(&["delete", "sst", "theirs", "--wait=false"]);
     deleted.map_err(|error| error.to_string())?;
-    // What is no longer declared is unmounted, since nothing uses it.
+    unmounted(cluster, "theirs")
+}
+
+/// Waits until a storage that is no longer declared is unmounted everywhere, since nothing uses it.
+fn unmounted(cluster: &Cluster, storage: &str) -> Outcome {
     let gone = until("it is unmounted everywhere", LIMIT, || {
         for name in HOSTS {
-            let mounted = sh(machine(cluster, name)?, "findmnt -n -t nfs4 -o TARGET")?;
-            if mounted.contains("theirs") {
+            let mounted = sh(machine(cluster, name)?, "findmnt -n -t nfs4 -o TARGET || true")?;
+            if mounted.contains(&format!("/{storage}")) {
                 return Err(format!("{name}: {mounted}"));
             }
         }
@@ -162,4 +170,77 @@ fn by_word(cluster: &Cluster, log: &Log) -> Outcome {
     let over = power_cut::by_word(cluster, log, PROVER)?;
     at_once(&over)?;
     comes_back(cluster, over.dead, &over.boot)
+}
+
+/// A storage that s1 serves and no Host is said to: what its administrator would have set up.
+const THEIRS: &str = "apiVersion: stockade.dev/v1alpha1\nkind: SharedStorage\n\
+                      metadata: {name: lent}\nspec:\n  mountPath: /srv/stockade/lent\n  \
+                      hostSelector: {role: hypervisor}\n  \
+                      nfs: {server: 10.78.0.4, export: /srv/lent}\n\
+                      ---\napiVersion: stockade.dev/v1alpha1\nkind: LockManager\n\
+                      metadata: {name: locks}\nspec: {kind: virtlockd, storage: lent, \
+                      hostSelector: {role: hypervisor}}\n";
+/// knfsd with its own lease and no delegations, and the export.
+const LEND: &str = "
+    set -e
+    install -d /srv/lent /srv/lent/default /etc/exports.d /etc/nfs.conf.d
+    for host in 1 2 3; do
+        echo \"/srv/lent 10.78.0.$host(rw,sync,no_subtree_check,no_root_squash)\"
+    done >/etc/exports.d/lent.exports
+    printf '[nfsd]\\nlease-time=90\\ngrace-time=90\\n' >/etc/nfs.conf.d/zz-lent.conf
+    echo 0 >/proc/sys/fs/leases-enable
+    systemctl restart nfs-server";
+/// As it was: its agent starts the server again where it is wanted.
+const TAKE_BACK: &str = "
+    rm -f /etc/exports.d/lent.exports /etc/nfs.conf.d/zz-lent.conf
+    systemctl stop nfs-server";
+/// What NFS version 4 has by default, and what it may take to see that it is over.
+const LEASE: Duration = Duration::from_secs(90);
+
+const LENT: Prover<'_> = Prover { storage: "lent", file: "/srv/lent/default/prover.raw", ..PROVER };
+
+/// The comparison to [`by_word`]: the same death and the same word, at a server that nobody asks to
+/// break the locks.
+fn unbroken(cluster: &Cluster, log: &Log) -> Outcome {
+    without_vms(cluster)?;
+    let server = machine(cluster, "s1")?;
+    hosts_declared(cluster, &format!("{EXAMPLE}/10-hosts.yaml"))?;
+    kubectl(cluster, &["delete", "sst", "vms", "--ignore-not-found"])?;
+    unmounted(cluster, "vms")?;
+    sh(server, LEND)?;
+    apply(cluster, THEIRS)?;
+    let host = LENT.start(cluster)?;
+    log.say(format!("prover runs on {host}, and writes"));
+    all_ready(cluster)?;
+    // It asks, and takes nothing.
+    let ask = "while (1) {
+        my $asked = $lock;
+        fcntl(F, F_GETLK, $asked) or die \"$!\";
+        last if unpack(\"s\", $asked) == F_UNLCK;
+        sleep 1;
+    } print time, \"\\n\"";
+    let other = HOSTS.into_iter().find(|name| *name != host).unwrap_or_default();
+    let other = machine(cluster, other)?;
+    let look =
+        by_hand::lock_script("/srv/stockade/lent", "/srv/stockade/lent/default/prover.raw", ask);
+    other.write("/root/look.sh", look.as_bytes()).map_err(said)?;
+    sh(
+        other,
+        "rm -f /run/freed; systemctl stop look 2>/dev/null; systemd-run -q --unit look \
+         --property StandardOutput=file:/run/freed sh /root/look.sh",
+    )?;
+    let cut: u64 = sh(other, "date +%s")?.trim().parse().map_err(|_| "no time")?;
+    let over = power_cut::by_word(cluster, log, LENT)?;
+    let freed: u64 =
+        sh(other, "cat /run/freed")?.trim().parse().map_err(|_| "it was never free")?;
+    log.say(format!("its server let go of the lock {} s after the power cut", freed - cut));
+    let waited = over.issued.saturating_duration_since(over.proof);
+    log.say(format!("the start was issued {:.1} s after the proof", waited.as_secs_f64()));
+    ensure(freed >= cut + LEASE.as_secs() * 8 / 10, || "the lock did not last".to_owned())?;
+    ensure(waited >= LEASE, || "the start was issued before the lease was over".to_owned())?;
+    comes_back(cluster, over.dead, &over.boot)?;
+    without_vms(cluster)?;
+    kubectl(cluster, &["delete", "sst", "lent"])?;
+    unmounted(cluster, "lent")?;
+    sh(server, TAKE_BACK).map(drop)
 }
