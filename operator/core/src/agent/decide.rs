@@ -191,16 +191,13 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
             .or_else(|| kill_unlisted(order, j, memory, now));
     }
     let current = journalled.filter(|j| j.epoch == order.epoch);
-    if let Live::Present(d) = live
-        && d.epoch > 0
-        && d.epoch <= order.epoch
-        && d.state != LiveState::Dying
+    if let Some(epoch) = runs_here(order, current, live, memory)
         && order.machine.disks.iter().any(|disk| {
             o.lost.contains(&disk.storage)
                 || (!disk.read_only && o.unlocked.contains(&disk.storage))
         })
     {
-        return Some(HostAction::Abandon { epoch: d.epoch });
+        return Some(HostAction::Abandon { epoch });
     }
     if let Some(action) = current.and_then(|j| moves::source(o, order, j, live, memory, now)) {
         return Some(action);
@@ -209,6 +206,25 @@ fn decide_vm(o: &Observed, uid: &str, now: u64) -> Option<HostAction> {
         Want::Running => run(o, order, current, live, memory, now),
         Want::Stopped | Want::Killed => stopped(o, order, current, live, memory, now),
         Want::Incoming => moves::incoming(o, order, current, live, memory, now),
+    }
+}
+
+/// The epoch of a VM whose process can be killed here. A daemon that does not answer, as it happens
+/// where storage hangs, has no say in that.
+fn runs_here(
+    order: &DomainSpec,
+    current: Option<&JournalVm>,
+    live: Live<'_>,
+    memory: &VmMemory,
+) -> Option<i64> {
+    match live {
+        Live::Present(d) => (d.epoch > 0 && d.epoch <= order.epoch && d.state != LiveState::Dying)
+            .then_some(d.epoch),
+        Live::Unknown => {
+            let runs = memory.presence == Presence::Present;
+            current.filter(|j| runs && j.launched && !j.released).map(|j| j.epoch)
+        }
+        Live::Absent => None,
     }
 }
 

@@ -137,8 +137,8 @@ fn launched(
         .is_some_and(|at| now.saturating_sub(at) >= UNDEAD || !memory.trouble.is_empty());
     match live {
         Live::Unknown => {
-            // The process is told without the daemon: a stop that hangs is said.
-            if !(stops && undead) || memory.presence == Presence::Gone {
+            // The process is told without the daemon: a kill that hangs is said.
+            if !((stops || memory.storage_lost) && undead) || memory.presence == Presence::Gone {
                 return None;
             }
             status.state = DomainState::StopFailed;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use stockade_crds::v1alpha1::*;
 
-use super::decide::{ABSENT, REASON_WAIT, START_WAIT, decide};
+use super::decide::{ABSENT, REASON_WAIT, START_WAIT, UNDEAD, decide};
 use super::observed::{Order, VmMemory};
 use super::types::*;
 use super::*;
@@ -141,6 +141,23 @@ fn only_what_is_locked_there_ends_with_a_lockspace() {
     assert_eq!(unlocked("vms", false), Some(HostAction::Abandon { epoch: 1 }));
     assert_eq!(unlocked("others", false), None);
     assert_eq!(unlocked("vms", true), None, "what it reads is not locked");
+}
+
+#[test]
+fn what_lost_its_storage_is_killed_though_the_daemon_hangs_and_said_not_to_end() {
+    let mut o = world(Some(order(1, Want::Running)), Some(ran(1)), None);
+    o.live = None;
+    gone(&mut o).presence = Presence::Present;
+    assert_eq!(only(&o, 0), None);
+    o.lost = ["vms".to_owned()].into();
+    assert_eq!(only(&o, 0), Some(HostAction::Abandon { epoch: 1 }));
+    let memory = gone(&mut o);
+    memory.presence = Presence::Present;
+    memory.kill_asked = Some(0);
+    assert_eq!(status_of(&o, UID, UNDEAD), None, "nobody asked for its end");
+    gone(&mut o).storage_lost = true;
+    o.memory.get_mut(UID).unwrap().presence = Presence::Present;
+    assert_eq!(status_of(&o, UID, UNDEAD).unwrap().state, DomainState::StopFailed);
 }
 
 #[test]
