@@ -28,10 +28,8 @@ async fn a_guest_counts_on_across_twenty_live_moves() {
     if done.is_ok() {
         done = moves(&mut cluster, &log, 20).await;
     }
-    if let Err(error) = done {
-        let dump = cluster.dump();
-        drop(cluster);
-        panic!("{error}: {:?}\n{dump}", std::error::Error::source(&error).map(ToString::to_string));
+    if let Err(why) = cluster.end(done) {
+        panic!("{why}");
     }
 }
 

@@ -1,8 +1,10 @@
 //! The tour's failures of whole hosts: power cut and silence, fenced with proof, running elsewhere.
 
+use std::time::Duration;
+
 use kube::Api;
 use kube::api::ListParams;
-use stockade_crds::v1alpha1::{FenceAction, Host, HostFence, ProofKind};
+use stockade_crds::v1alpha1::{FenceAction, Host, HostFence, HostState, ProofKind};
 use tokio::time::Instant;
 
 use super::tour::{Seen, Tour};
@@ -11,6 +13,10 @@ use crate::local_hosts::Signal;
 
 /// The beat writer's name as the kernel keeps it.
 const BEAT: &str = "stockade-beat";
+/// The agent's.
+const AGENT: &str = "stockade-agent";
+/// Longer than the default policy waits before it acts, so that it would have acted.
+const LONG: Duration = Duration::from_secs(30);
 
 impl Tour<'_> {
     /// The plug is pulled: every process of the host is gone at once, its BMC reads off.
@@ -44,6 +50,56 @@ impl Tour<'_> {
         let next = self.elsewhere(&seen, started).await?;
         self.power_comes_back(&seen.host).await?;
         Ok(next)
+    }
+
+    /// The agent hangs while its beat writer goes on: the host is isolated for as long, it keeps its
+    /// power, and nobody takes its VM.
+    pub(super) async fn hung_agent_is_survived(&self, seen: &Seen) -> Result<(), PlayError> {
+        self.plugs_are_trusted().await?;
+        let started = Instant::now();
+        let host = self.cluster.host(&seen.host)?;
+        let hung = host.signal(AGENT, Signal::STOP)?;
+        if hung == 0 {
+            return Err(PlayError::Wrong(format!("no agent runs on {}", seen.host)));
+        }
+        self.log.say(format!("the agent of {} hangs", seen.host));
+        let hosts: Api<Host> = Api::all(self.cluster.client());
+        let state = async || {
+            let host = hosts.get(&seen.host).await.map_err(|error| error.to_string())?;
+            Ok::<_, String>(host.status.unwrap_or_default().printable_status)
+        };
+        self.cluster
+            .until("the host is Isolated", async || match state().await? {
+                HostState::Isolated => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+            .await?;
+        self.log.say(format!(
+            "{} is Isolated {:.1} s later",
+            seen.host,
+            started.elapsed().as_secs_f64()
+        ));
+        let fences: Api<HostFence> = Api::all(self.cluster.client());
+        let isolated = Instant::now();
+        while isolated.elapsed() < LONG {
+            self.untouched(seen, "an agent that hangs").await?;
+            let certificates = fences.list(&ListParams::default()).await;
+            let certificates = certificates.map_err(PlayError::api("list the certificates"))?.items;
+            let now = state().await.map_err(PlayError::Wrong)?;
+            if !certificates.is_empty() || now != HostState::Isolated || !host.is_on() {
+                let power = if host.is_on() { "power" } else { "no power" };
+                return Err(PlayError::Wrong(format!(
+                    "{} is {now:?} with {power}: {certificates:?}",
+                    seen.host
+                )));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        host.signal(AGENT, Signal::CONT)?;
+        self.cluster.wait_ready().await?;
+        self.untouched(seen, "an agent that hung").await?;
+        self.log.say(format!("it goes on: QEMU {} is untouched", seen.qemu.pid));
+        Ok(())
     }
 
     /// Every host's plug was read on while the host was beating.

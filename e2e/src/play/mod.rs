@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 pub use self::program::{Program, Programs, tail};
 pub use self::simulated::{DEEDS, Simulated, agent_main};
-pub use self::tour::{moves, tour};
+pub use self::tour::{hung_agent, moves, tour};
 use crate::bmc::Bmc;
 use crate::control_plane::{self, ControlPlane, Options, SYSTEM_NAMESPACE};
 use crate::local_hosts::{
@@ -443,6 +443,17 @@ impl Cluster {
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// Ends it all; what went wrong is told with what there is to know about it.
+    ///
+    /// # Errors
+    /// The error that was given, its source and [`Cluster::dump`].
+    pub fn end(self, done: Result<(), PlayError>) -> Result<(), String> {
+        done.map_err(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error}: {source:?}\n{}", self.dump())
+        })
     }
 
     /// What a person needs who asks why something did not happen: the objects and the logs.

@@ -28,7 +28,7 @@ const VM: &str = "demo";
 pub(super) struct Seen {
     pub(super) host: String,
     pub(super) epoch: i64,
-    qemu: ProcessId,
+    pub(super) qemu: ProcessId,
     pub(super) boots: u64,
 }
 
@@ -68,6 +68,16 @@ pub async fn moves(cluster: &mut Cluster, log: &Log, count: usize) -> Result<(),
     let seen = tour.moves_live(seen, count).await?;
     tour.halts(&seen).await?;
     tour.leaves_its_disk(&seen).await
+}
+
+/// Has the agent of a VM's host hang, and the host be isolated for it. The hosts must be Ready.
+///
+/// # Errors
+/// As [`tour`].
+pub async fn hung_agent(cluster: &mut Cluster, log: &Log) -> Result<(), PlayError> {
+    let tour = Tour::new(cluster, log);
+    let seen = tour.runs().await?;
+    tour.hung_agent_is_survived(&seen).await
 }
 
 impl<'a> Tour<'a> {
@@ -372,7 +382,7 @@ impl<'a> Tour<'a> {
     }
 
     /// Fails unless it is still the very same process, and its guest writes.
-    async fn untouched(&self, seen: &Seen, by: &str) -> Result<(), PlayError> {
+    pub(super) async fn untouched(&self, seen: &Seen, by: &str) -> Result<(), PlayError> {
         self.grows().await?;
         let vm = self.vm().await.map_err(PlayError::Wrong)?;
         let epoch = vm.status.map_or(0, |status| status.epoch);

@@ -26,7 +26,7 @@ use stockade_e2e::lab::cases::Part;
 fn main() -> ExitCode {
     stockade_e2e::lab::cases::run(&[
         Part::selected("nfs", &nfs::CASES),
-        Part::selected("api", &[doubts::NO_API]),
+        Part::new("api", &[doubts::NO_API]),
         Part::selected("moves", &[moves::FOUR]),
         Part::new("panic", &[deaths::PANIC]),
         Part::new("controllers", &[deaths::CONTROLLERS]),
