@@ -19,6 +19,11 @@ const MIB: u64 = 1 << 20;
 /// What is asked for by name in the manifests: a bridge, and a libvirt network on it.
 const BRIDGE: &str = "br0";
 const LAN: &str = "lan";
+/// A libvirt network that gives addresses which begin so.
+const LEASED: &str = "leased";
+const PREFIX: &str = "10.99.7.";
+/// A disk of Debian's package ipxe: what boots from it asks for an address, and that is all.
+const IPXE: &str = "/usr/lib/ipxe/ipxe.iso";
 
 struct Bench {
     cluster: Cluster,
@@ -37,6 +42,7 @@ async fn a_machine_is_what_its_manifest_says_from_its_firmware_to_the_end_of_its
     let bench = Bench { cluster };
     bench.networks().await;
     fs::create_dir_all(bench.cluster.shared().join("default")).unwrap();
+    bench.address_of_its_guest().await;
     bench.firmware_image_networks_and_seed().await;
     bench.pause_reset_memory_and_size().await;
     bench.a_blank_disk_from_its_making_to_its_end().await;
@@ -82,20 +88,59 @@ impl Bench {
 
     /// What an administrator has made on every host.
     async fn networks(&self) {
-        let xml = self.cluster.folder().join("lan.xml");
-        let text = format!(
-            "<network><name>{LAN}</name><forward mode='bridge'/><bridge name='{BRIDGE}'/></network>"
+        let lan = format!("<forward mode='bridge'/><bridge name='{BRIDGE}'/>");
+        let leased = format!(
+            "<bridge name='leased0'/><ip address='{PREFIX}1' netmask='255.255.255.0'><dhcp>\
+             <range start='{PREFIX}100' end='{PREFIX}109'/></dhcp></ip>"
         );
-        fs::write(&xml, text).unwrap();
+        let files = [(LAN, lan), (LEASED, leased)].map(|(name, body)| {
+            let file = self.cluster.folder().join(format!("{name}.xml"));
+            fs::write(&file, format!("<network><name>{name}</name>{body}</network>")).unwrap();
+            file
+        });
         for host in ["h1", "h2"] {
             self.on(host, &["ip", "link", "add", BRIDGE, "type", "bridge"]);
             self.on(host, &["ip", "link", "set", BRIDGE, "up"]);
-            // A host that has just been given its certificates restarts its libvirtd.
-            self.until("there is a network", || {
-                self.try_virsh(host, &["net-create", xml.to_str().unwrap()]).map(drop)
-            })
-            .await;
+            for file in &files {
+                // A host that has just been given its certificates restarts its libvirtd.
+                self.until("there is a network", || {
+                    self.try_virsh(host, &["net-create", text(file)]).map(drop)
+                })
+                .await;
+            }
         }
+    }
+
+    /// The guest is told its address by its network, and whoever looks at the VM is, too.
+    async fn address_of_its_guest(&self) {
+        let image = fs::read(IPXE).unwrap_or_else(|error| panic!("the package ipxe: {error}"));
+        fs::write(self.disk("asks.raw"), image).unwrap();
+        let mac = "52:54:00:77:00:09";
+        self.apply(
+            "asks",
+            json!({
+                "memory": "64Mi", "stopGraceSeconds": 1,
+                "disks": [{
+                    "name": "root", "storage": STORAGE, "format": "raw",
+                    "existing": {"path": "asks.raw"},
+                }],
+                "networks": [{"name": "a", "network": LEASED, "mac": mac}],
+            }),
+        );
+        let seen = self.running("asks").await;
+        self.until("its address is told", || {
+            let told = self.says("asks", "{.status.addresses}");
+            if told.contains(PREFIX) { Ok(()) } else { Err(told) }
+        })
+        .await;
+        let leases = self.virsh(&seen.host, &["net-dhcp-leases", LEASED]);
+        let told: Vec<String> =
+            serde_json::from_str(&self.says("asks", "{.status.addresses}")).unwrap();
+        let [address] = &told[..] else { panic!("{told:?}") };
+        let lease = leases.lines().find(|line| line.contains(mac)).unwrap_or_default();
+        assert!(lease.contains(&format!(" {address}/24 ")), "{address}: {leases}");
+        assert!(self.k(&["get", "svm", "asks"]).contains(address), "a column shows it");
+        self.gone("asks").await;
     }
 
     fn apply(&self, name: &str, spec: Value) {
