@@ -302,6 +302,8 @@ pub fn writes(_: &Options) -> Result<(), Error> {
                 count(CONVERGED, &mut counts)?;
             }
             bench.delete_all().await?;
+            // The write that lets it go is logged after it is gone.
+            tokio::time::sleep(SETTLE).await;
         }
         for (figure, worst, goal) in FIGURES {
             let mut counted = counts.remove(figure).unwrap_or_default();
