@@ -16,21 +16,15 @@ use rcgen::{
 use stockade_crds::names::MOVE_CONTROL;
 use stockade_e2e::control_plane::SYSTEM_NAMESPACE;
 use stockade_e2e::local_hosts::{Network, guest_boots, guest_counter, write_guest_disk};
-use stockade_e2e::play::{Cluster, Log, Programs, STORAGE, moves};
+use stockade_e2e::play::{Cluster, Log, Programs, STORAGE, moves, on_hosts};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[tokio::test]
 async fn a_guest_counts_on_across_twenty_live_moves() {
-    let log = Log::new();
-    let mut cluster = Cluster::start(2, false, &log).await.unwrap();
-    let mut done = cluster.wait_ready().await;
-    if done.is_ok() {
-        done = moves(&mut cluster, &log, 20).await;
-    }
-    if let Err(why) = cluster.end(done) {
-        panic!("{why}");
-    }
+    on_hosts(2, async |cluster, log| moves(cluster, log, 20).await)
+        .await
+        .unwrap_or_else(|why| panic!("{why}"));
 }
 
 /// A person at a running Stockade on two real hosts.

@@ -167,6 +167,27 @@ pub struct Cluster {
     client: Client,
 }
 
+/// Does something on so many hosts that are Ready, and ends them all.
+///
+/// # Errors
+/// What went wrong, its source, and [`Cluster::dump`] if it came to hosts at all.
+pub async fn on_hosts(
+    count: usize,
+    deed: impl AsyncFnOnce(&mut Cluster, &Log) -> Result<(), PlayError>,
+) -> Result<(), String> {
+    let told = |error: PlayError| {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {source:?}")
+    };
+    let log = Log::new();
+    let mut cluster = Cluster::start(count, false, &log).await.map_err(told)?;
+    let mut done = cluster.wait_ready().await;
+    if done.is_ok() {
+        done = deed(&mut cluster, &log).await;
+    }
+    done.map_err(|error| format!("{}\n{}", told(error), cluster.dump()))
+}
+
 impl Cluster {
     /// Starts everything and declares `count` hosts, h1 first, with one shared storage. What a killed
     /// owner left is ended and removed first.
@@ -443,17 +464,6 @@ impl Cluster {
             }
             sleep(PAUSE).await;
         }
-    }
-
-    /// Ends it all; what went wrong is told with what there is to know about it.
-    ///
-    /// # Errors
-    /// The error that was given, its source and [`Cluster::dump`].
-    pub fn end(self, done: Result<(), PlayError>) -> Result<(), String> {
-        done.map_err(|error| {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            format!("{error}: {source:?}\n{}", self.dump())
-        })
     }
 
     /// What a person needs who asks why something did not happen: the objects and the logs.
