@@ -35,7 +35,7 @@ pub(crate) fn sweep<E: Display>(prefix: &str, end: impl Fn(&Path) -> Result<(), 
             continue;
         }
         let folder = entry.path();
-        // A folder without an owner's name is one that is just being made, or not of this kind.
+        // Without an owner's name, or with a part of one: it is just being made.
         let owner = fs::read(folder.join(OWNER)).ok();
         let owner = owner.and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
         if owner.is_none_or(|owner| owner.lives()) {
@@ -57,8 +57,9 @@ mod tests {
     fn only_folders_whose_owner_is_gone_are_removed_and_only_once_nothing_lives_in_them() {
         let prefix = format!("stockade-owned-{}-", std::process::id());
         let folder = || tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
-        let (mine, orphan, nobodys) = (folder(), folder(), folder());
+        let (mine, orphan, nobodys, young) = (folder(), folder(), folder(), folder());
         own(mine.path()).unwrap();
+        fs::write(young.path().join(OWNER), "").unwrap();
         // The number is taken, by a process that started at another time.
         let gone = ProcessId { started: 1, ..itself() };
         fs::write(orphan.path().join(OWNER), serde_json::to_string(&gone).unwrap()).unwrap();
@@ -71,6 +72,7 @@ mod tests {
             Ok::<(), String>(())
         });
         assert_eq!(*ended.borrow(), [orphan.path()]);
-        assert!(!orphan.path().exists() && mine.path().is_dir() && nobodys.path().is_dir());
+        assert!(!orphan.path().exists());
+        assert!([mine, nobodys, young].iter().all(|folder| folder.path().is_dir()));
     }
 }

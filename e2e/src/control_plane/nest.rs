@@ -10,19 +10,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Error;
+use crate::owned;
 
 const PREFIX: &str = "stockade-control-plane-";
-const OWNER: &str = "owner";
 const PIDS: &str = "pids";
 /// How many lines of a log an error shows.
 const TAIL_LINES: usize = 25;
-/// A folder without an owner's name may be one that is just being made.
-const UNOWNED_AGE: Duration = Duration::from_mins(1);
 
 /// A process is ours only while it works in our folder: its number may have been given anew.
 const JANITOR: &str = r#"
@@ -52,7 +49,10 @@ pub struct Nest {
 impl Nest {
     /// Makes the folder, after cleaning up what a killed owner may have left.
     pub fn new() -> Result<Self, Error> {
-        sweep();
+        owned::sweep(PREFIX, |folder| {
+            kill_dwellers(folder);
+            Ok::<(), std::convert::Infallible>(())
+        });
         let dir = tempfile::Builder::new()
             .prefix(PREFIX)
             .permissions(std::fs::Permissions::from_mode(0o700))
@@ -62,10 +62,7 @@ impl Nest {
         // From here on Drop removes the folder.
         let mut nest = Self { dir, programs: Vec::new(), janitor: None };
         nest.dir = nest.dir.canonicalize().map_err(Error::io("resolve the temporary folder"))?;
-        let pid = std::process::id();
-        let owner = format!("{pid} {}", start_time(pid).unwrap_or_default());
-        std::fs::write(nest.dir.join(OWNER), owner)
-            .map_err(Error::io("name the folder's owner"))?;
+        owned::own(&nest.dir).map_err(Error::io("name the folder's owner"))?;
         let mut janitor = Command::new("/bin/sh")
             .args(["-c", JANITOR, "stockade-janitor"])
             .arg(&nest.dir)
@@ -163,33 +160,6 @@ impl Drop for Nest {
     }
 }
 
-/// Removes the folders of owners that are gone, with what still runs in them.
-fn sweep() {
-    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
-    for entry in entries.flatten() {
-        let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if !is_ours || owner_lives(&entry.path()) {
-            continue;
-        }
-        kill_dwellers(&entry.path());
-        let _ = std::fs::remove_dir_all(entry.path());
-    }
-}
-
-fn owner_lives(dir: &Path) -> bool {
-    let Ok(owner) = std::fs::read_to_string(dir.join(OWNER)) else {
-        let age = dir.metadata().and_then(|data| data.modified()).map(|time| time.elapsed());
-        return !matches!(age, Ok(Ok(age)) if age > UNOWNED_AGE);
-    };
-    let mut words = owner.split(' ');
-    let pid = words.next().and_then(|word| word.parse().ok());
-    let started = words.next().and_then(|word| word.parse().ok());
-    match (pid, started) {
-        (Some(pid), Some(started)) => start_time(pid) == Some(started),
-        _ => false,
-    }
-}
-
 /// Kills the processes that are noted in the folder, if they still work in it.
 fn kill_dwellers(dir: &Path) {
     let pids = std::fs::read_to_string(dir.join(PIDS)).unwrap_or_default();
@@ -199,15 +169,6 @@ fn kill_dwellers(dir: &Path) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
-}
-
-/// When a process started, in clock ticks since the machine's boot: with its number a name that
-/// is never given twice.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name, in parentheses, may hold blanks.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn tail(log: &Path) -> String {
