@@ -42,6 +42,7 @@ const MUTANTS: &[(&str, &[&str], Misses)] = &[
     ("controller.fresh_read", &["controller.round_trip", "agent.dead_beats"], Oracle),
     ("controller.fresh_off", &["controller.round_trip"], Expectation),
     ("controller.life_revokes", &[], Oracle),
+    ("controller.superseded", &[], Oracle),
     ("controller.lineage", &[], Oracle),
     ("controller.life_bars", &[], Expectation),
     ("controller.read_back", &[], Oracle),

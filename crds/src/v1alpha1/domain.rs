@@ -343,6 +343,9 @@ pub struct DomainStatus {
     /// Gone and drained: nothing of the epoch can write any more.
     #[serde(default)]
     pub released: bool,
+    /// Released, and the storage of its owner records was out of reach: they say otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unmarked: bool,
     /// How it ended, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,

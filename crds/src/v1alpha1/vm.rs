@@ -489,7 +489,8 @@ pub struct VirtualMachineStatus {
     /// The highest epoch that was ever ordered; never falls.
     #[serde(default)]
     pub epoch: i64,
-    /// Orders that are not settled yet, and the last one: at most the two sides of a move.
+    /// Orders that are not settled yet (at most the two sides of a move), the last one, and earlier
+    /// ones that later orders have to name.
     #[serde(default)]
     #[schemars(length(max = 8))]
     pub placements: Vec<PlacedEpoch>,
@@ -600,6 +601,13 @@ pub struct PlacedEpoch {
     pub boot_id: String,
     /// What is known of it.
     pub state: EpochState,
+    /// It was taken for dead, and a later epoch was ordered: should it turn out to live, its memory
+    /// is older than its disks, so that it is ended and never goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
+    /// Released, and its owner records may say otherwise: later orders go on naming it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unmarked: bool,
 }
 
 /// What is known of an epoch.

@@ -24,7 +24,8 @@ pub enum Gate {
 
 /// Brings the state of each epoch up to date: released by its host's own word, or proven
 /// dead, denied and its locks broken. Nothing else settles an epoch, and one whose boot was seen
-/// to live after its proof is open again, unless a later one may run already (gate 4).
+/// to live after its proof is open again, unless a later one may run already (gate 4). If a later
+/// one did run, it is open to be ended ([`PlacedEpoch::superseded`]).
 #[must_use]
 pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
     let uid = vm.metadata.uid.as_deref().unwrap_or_default();
@@ -53,6 +54,9 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
                 && domain.is_some_and(|d| aborts(d, placed.epoch));
             if said || over || missing || silent || called_off {
                 placed.state = EpochState::Released;
+                let word = domain.and_then(|d| d.status.as_ref());
+                let word = word.filter(|s| s.epoch == placed.epoch && s.released);
+                placed.unmarked = word.is_none_or(|s| s.unmarked);
             } else if proven(world, vm, &placed).is_some() {
                 placed.state = EpochState::ProvenDead;
             }

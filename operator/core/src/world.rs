@@ -277,6 +277,8 @@ pub struct Guards {
     pub fresh_off: bool,
     /// Gate 4: life after the proof revokes it.
     pub life_revokes: bool,
+    /// Gate 4: what was taken for dead when a later epoch was ordered never goes on.
+    pub superseded: bool,
     /// Gate 9: an API that went back pauses automation.
     pub lineage: bool,
     /// Safety §3, §5: nothing is proven of a boot that shows life.
@@ -334,6 +336,7 @@ impl Default for Guards {
             fresh_read: true,
             fresh_off: true,
             life_revokes: true,
+            superseded: true,
             lineage: true,
             life_bars: true,
             read_back: true,

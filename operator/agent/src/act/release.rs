@@ -55,19 +55,22 @@ pub(super) async fn release(
             context.config.host
         ));
     }
+    let mut unmarked = false;
     for disk in &disks {
         let call = storage.release_record(disk, epoch);
         let marked = timed("release record", disk, CALL_SECONDS, call).await;
-        if let Err(error) = marked
-            && !history
-        {
-            return Err(error.to_string());
+        if let Err(error) = marked {
+            if !history {
+                return Err(error.to_string());
+            }
+            tracing::info!(%error, disk, epoch, "released without a mark beside the disk");
+            unmarked = true;
         }
     }
     if let Err(error) = timed("remove seed", uid, CALL_SECONDS, storage.remove_seed(uid)).await {
         tracing::debug!(%error, "the seed image stays");
     }
-    mark(context, uid, epoch).await
+    mark(context, uid, epoch, unmarked).await
 }
 
 /// Makes an epoch void that was never launched here.
@@ -78,6 +81,8 @@ pub(super) async fn void(
     end: End,
     order: Option<&Order>,
 ) -> Result<(), String> {
+    // Once it was begun its records may be there.
+    let begun = context.journal.vm(uid).is_some_and(|vm| vm.epoch == epoch);
     let boot = order.map_or_else(|| context.boot_id.clone(), |o| o.spec.boot_id.clone());
     context
         .journal
@@ -96,14 +101,16 @@ pub(super) async fn void(
             Ok(())
         })
         .await?;
+    let mut unmarked = false;
     if let Some(order) = order {
         for disk in writable_disks(&order.spec) {
             if let Err(error) = void_record(context, order, epoch, &disk).await {
                 tracing::info!(error, disk, "no void record: the disk is out of reach");
+                unmarked |= begun;
             }
         }
     }
-    mark(context, uid, epoch).await
+    mark(context, uid, epoch, unmarked).await
 }
 
 /// Leaves a record that keeps a late start of this epoch from writing.
@@ -131,12 +138,13 @@ async fn void_record(
     }
 }
 
-async fn mark(context: &Context, uid: &str, epoch: i64) -> Result<(), String> {
+async fn mark(context: &Context, uid: &str, epoch: i64, unmarked: bool) -> Result<(), String> {
     context
         .journal
         .set(uid, |vm| {
             if vm.epoch == epoch {
                 vm.released = true;
+                vm.unmarked = unmarked;
                 vm.open = false;
             }
         })

@@ -16,8 +16,6 @@ pub const ABSENT: u64 = 2_000;
 pub const REASON_WAIT: u64 = 1_000;
 /// After so long a killed process that is still there will not die.
 pub const UNDEAD: u64 = 5_000;
-/// A release of an earlier boot's epoch goes on unmarked after so many attempts.
-pub const HISTORY_ATTEMPTS: u32 = 5;
 /// A VM whose storage, or the lockspace of whose lock, was seen to be lost for so long is killed
 /// (safety §6.5). With the time until the loss is seen, the kill and the drain it stays below the
 /// lease of an NFS server (90 s) and sanlock's deadline (80 s).

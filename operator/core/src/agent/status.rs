@@ -87,6 +87,7 @@ fn released(
     }
     status.end = j.end;
     status.released = true;
+    status.unmarked = j.unmarked;
     nothing_runs(&mut status);
     if j.end == Some(End::LockHeld) {
         // Who holds it is what people, and fencing, need to know.

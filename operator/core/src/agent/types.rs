@@ -166,6 +166,8 @@ pub struct JournalVm {
     pub end: Option<End>,
     /// Gone and drained.
     pub released: bool,
+    /// Released, and the storage of its owner records was out of reach: they say otherwise.
+    pub unmarked: bool,
     /// Writable disks of that epoch.
     pub disks: Vec<String>,
     /// libvirt's name.

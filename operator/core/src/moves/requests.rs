@@ -17,7 +17,7 @@ use crate::ha::host_state::HostFacts;
 use crate::lineage::is_paused;
 use crate::placement::{Cluster, Mover, VmKey, join_of, move_of};
 use crate::plan::{About, Intent, Plan, Report};
-use crate::vm::{Decision, basis, domain_order, next_epoch};
+use crate::vm::{Decision, basis, domain_order, make_room, next_epoch};
 use crate::world::{Key, Millis, World};
 
 /// Stockade's own moves are kept so long after they are over; a VM whose own move did not
@@ -578,9 +578,12 @@ fn begin(
             host_uid: target.uid.clone(),
             boot_id: target.boot.clone(),
             state: EpochState::Incoming,
+            superseded: false,
+            unmarked: false,
         };
         moving.epoch = epoch;
         status.epoch = epoch;
+        make_room(&mut status);
         status.placements.push(placed.clone());
         let before = world.order(&going.to, uid);
         let machine = order.spec.machine.clone();

@@ -55,6 +55,8 @@ impl Case {
         };
         let parts = |told: &Told, epoch: i64| {
             let placed = told.placed.map(|state| PlacedEpoch {
+                superseded: false,
+                unmarked: false,
                 epoch,
                 host: format!("h{epoch}"),
                 host_uid: format!("u{epoch}"),

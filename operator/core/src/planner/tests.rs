@@ -15,6 +15,7 @@ mod brake;
 mod fencing;
 mod locks;
 mod problems;
+mod settled;
 mod specs;
 mod writes;
 

@@ -73,6 +73,7 @@ pub(super) fn take_back(
     };
     if hosts.iter().all(told) {
         placed.state = EpochState::Released;
+        placed.unmarked = true;
         status.last_handled_request = Some(request.text.clone());
     }
 }
@@ -96,6 +97,7 @@ pub(super) fn take_in(
     for placed in placements.iter_mut().filter(|p| !p.state.is_settled()) {
         if left_by_move(world, vm, placed) {
             placed.state = EpochState::Released;
+            placed.unmarked = true;
         }
     }
     let Gate::Open(relies_on) = gate::may_place(world, vm, &placements) else { return None };

@@ -115,6 +115,8 @@ fn kill_order(
         host_uid: copy.host_uid.clone(),
         boot_id: copy.boot_id.clone(),
         state: stockade_crds::v1alpha1::EpochState::Ordered,
+        superseded: false,
+        unmarked: false,
     };
     let machine =
         machine::resolve(world, vm).ok().or_else(|| before.map(|d| d.spec.machine.clone()))?;

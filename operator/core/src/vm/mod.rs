@@ -18,6 +18,7 @@ mod word;
 pub(crate) use lifecycle::not_ready;
 pub use lifecycle::{Decision, decide};
 pub use machine::{Claims, Problem, disk_path, resolve};
+pub(crate) use order::make_room;
 pub use order::{basis, domain_order, next_epoch, place_order};
 pub use rows::{barred, cluster};
 pub use seeds::remove_copies;

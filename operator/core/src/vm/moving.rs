@@ -8,7 +8,7 @@ use stockade_crds::v1alpha1::{
 use super::lifecycle::Decision;
 use super::machine;
 use super::open::{Asked, open_epoch};
-use super::order::domain_order;
+use super::order::{domain_order, supersede};
 use super::shutdown::{Fate, fate};
 use super::word::Word;
 use crate::ha::host_state::HostFacts;
@@ -207,6 +207,7 @@ fn commit(
             placed.state = EpochState::Ordered;
         }
     }
+    supersede(world, status, target.epoch);
     status.host = Some(target.host.clone());
     decision.swap = Some(domains);
     let facts = hosts.iter().find(|h| h.name == target.host);

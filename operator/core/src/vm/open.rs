@@ -2,7 +2,8 @@
 
 use stockade_crds::v1alpha1::{
     Domain, DomainState, DomainStatus, DoubleRunPolicy, End, EpochState, HostState, MigrationOrder,
-    Pinned, PlacedEpoch, RunPolicy, VirtualMachine, VirtualMachineStatus, VmState, Want,
+    MigrationSide, MigrationState, MigrationStep, Pinned, PlacedEpoch, RunPolicy, VirtualMachine,
+    VirtualMachineStatus, VmState, Want,
 };
 
 use super::ends::WELL_AFTER;
@@ -91,7 +92,7 @@ pub(super) fn open_epoch(
     let all_stop = !open.copies.is_empty()
         && ordered_runs
         && world.policy_spec().double_run == DoubleRunPolicy::StopAll;
-    let want = if all_stop {
+    let want = if all_stop || placed.superseded {
         Want::Killed
     } else if open.run && open.keep && going.is_none() {
         Want::Running
@@ -155,6 +156,14 @@ fn state_word(
     decision: &mut Decision,
 ) -> Word {
     let placed = open.placed;
+    if placed.superseded {
+        let message = format!(
+            "{0} was taken for dead, and it has run elsewhere since: what is left of it on {0} must \
+             be gone before it starts again; reboot {0}",
+            placed.host
+        );
+        return Word::new(VmState::Blocked, false, "Superseded", message);
+    }
     match r.state {
         DomainState::Running | DomainState::Paused => {
             it_runs(world, vm, placed, status, decision);
@@ -240,7 +249,7 @@ fn order(
             write.spec.settled.clone_from(&d.spec.settled);
             write.spec.settled_through = d.spec.settled_through;
             write.spec.adopt = d.spec.adopt;
-            write.spec.migration = side;
+            write.spec.migration = side.or_else(|| unanswered(d));
             // What was pinned at the start is no change of the order.
             write.spec.machine.machine_type.clone_from(&d.spec.machine.machine_type);
             write.spec.machine.cpu_model.clone_from(&d.spec.machine.cpu_model);
@@ -258,6 +267,19 @@ fn order(
         }
         Some(_) => None,
     }
+}
+
+/// The part of a move that is over, for as long as its source has not said what it came to: an agent
+/// that was away meanwhile takes what left by it for ours, and not for moved by somebody's hand.
+fn unanswered(order: &Domain) -> Option<MigrationOrder> {
+    let part = order.spec.migration.clone().filter(|m| m.side == MigrationSide::Source)?;
+    let said = order.status.as_ref().filter(|s| s.epoch == order.spec.epoch);
+    let said = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
+    if part.step == MigrationStep::Commit {
+        return Some(part);
+    }
+    let answered = said.is_some_and(|report| report.state == MigrationState::Failed);
+    (!answered).then_some(MigrationOrder { step: MigrationStep::Abort, ..part })
 }
 
 /// Its epoch runs: what went wrong before is over.
@@ -282,8 +304,9 @@ fn it_runs(
             decision.wake = Some(begun + WELL_AFTER);
         }
     }
-    // Boots proven dead stay named: their records beside the disks are never marked released.
-    status.placements.retain(|p| p.epoch == placed.epoch || p.state != EpochState::Released);
+    // What is not marked as released beside the disks stays named, as those of dead boots do.
+    let marked = |p: &PlacedEpoch| p.state == EpochState::Released && !p.unmarked;
+    status.placements.retain(|p| p.epoch == placed.epoch || !marked(p));
     clean_up(world, vm, placed, decision);
 }
 

@@ -87,6 +87,28 @@ pub fn next_epoch(world: &World, vm: &VirtualMachine, status: &VirtualMachineSta
     }
 }
 
+/// Forgets old placements before one more. Proven deaths, and what is not marked as released beside
+/// its disks, stay named for as long as there is room: the agent of a later epoch needs them. The agent
+/// of one that has run has removed their records.
+pub(crate) fn make_room(status: &mut VirtualMachineStatus) {
+    while status.placements.len() > KEPT_PLACEMENTS {
+        let all = &status.placements;
+        let marked = all.iter().position(|p| p.state == EpochState::Released && !p.unmarked);
+        let settled = || all.iter().position(|p| p.state.is_settled());
+        let Some(oldest) = marked.or_else(settled) else { return };
+        status.placements.remove(oldest);
+    }
+}
+
+/// Marks what is taken for dead while `epoch` becomes the VM's: from then on the disks are newer than
+/// whatever may be left of it.
+pub(super) fn supersede(world: &World, status: &mut VirtualMachineStatus, epoch: i64) {
+    let dead = |p: &&mut PlacedEpoch| p.epoch < epoch && p.state == EpochState::ProvenDead;
+    for placed in status.placements.iter_mut().filter(dead) {
+        placed.superseded = world.guards.superseded;
+    }
+}
+
 /// The status with a new epoch on a host, and the order for it.
 #[must_use]
 pub fn place_order(
@@ -101,18 +123,16 @@ pub fn place_order(
     let epoch = next_epoch(world, vm, &status);
     status.epoch = epoch;
     status.host = Some(host.to_owned());
-    // Proven deaths stay named until a later epoch has run: its agent needs them. What an agent
-    // released is marked so beside the disk.
-    while status.placements.len() > KEPT_PLACEMENTS {
-        let released = status.placements.iter().position(|p| p.state == EpochState::Released);
-        status.placements.remove(released.unwrap_or(0));
-    }
+    make_room(&mut status);
+    supersede(world, &mut status, epoch);
     let placed = PlacedEpoch {
         epoch,
         host: host.to_owned(),
         host_uid: boot.0.to_owned(),
         boot_id: boot.1.to_owned(),
         state: EpochState::Ordered,
+        superseded: false,
+        unmarked: false,
     };
     status.placements.push(placed.clone());
     let before = world.order(host, &uid);

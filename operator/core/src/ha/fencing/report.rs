@@ -205,15 +205,15 @@ pub fn binds(world: &World, fence: &HostFence) -> bool {
     })
 }
 
-/// Whether a VM was given a new epoch because this boot was proven dead.
+/// Whether a VM has a new epoch because this boot was proven dead, or had one, and what this boot has
+/// of it is not settled yet.
 fn placed_in_its_name(world: &World, fence: &HostFence) -> bool {
     world.vms.values().any(|vm| {
         vm.status.as_ref().is_some_and(|s| {
             let last = s.placements.iter().map(|p| p.epoch).max();
-            s.placements.iter().any(|p| {
-                p.boot_id == fence.spec.boot_id
-                    && p.state == EpochState::ProvenDead
-                    && last.is_some_and(|last| last > p.epoch)
+            s.placements.iter().filter(|p| p.boot_id == fence.spec.boot_id).any(|p| {
+                let later = p.state == EpochState::ProvenDead && last > Some(p.epoch);
+                later || (p.superseded && p.state != EpochState::Released)
             })
         })
     })

@@ -106,7 +106,7 @@ fn a_proven_death_moves_the_vm_and_names_the_death_it_relies_on() {
     bed.beat(&["h2", "h3"], 12);
     bed.certificate("h1", json!({"proof": "Power"}));
     let plan = plan(&bed.world);
-    let Some(Intent::Place { relies_on, domains, .. }) =
+    let Some(Intent::Place { relies_on, domains, report, .. }) =
         plan.intents.iter().find(|i| matches!(i, Intent::Place { .. }))
     else {
         panic!("not placed: {:?}", plan.intents)
@@ -116,6 +116,41 @@ fn a_proven_death_moves_the_vm_and_names_the_death_it_relies_on() {
     assert_eq!(relies_on[0].boot_id, "boot-h1");
     let dead = domains[0].spec.settled[0].dead_boot.as_ref().unwrap();
     assert_eq!(dead.boot_id, "boot-h1", "the agent is told whose record it may pass over");
+    let superseded: Vec<bool> = report.status.placements.iter().map(|p| p.superseded).collect();
+    assert_eq!(superseded, [true, false], "from here on the disk is newer than h1's memory");
+}
+
+#[test]
+fn what_was_taken_for_dead_is_ended_and_never_goes_on_though_the_later_epoch_has_ended() {
+    // Without the mark it is open again and goes on: nothing later was ever ordered.
+    for (state, superseded) in [("ProvenDead", true), ("Ordered", true), ("Ordered", false)] {
+        let mut bed = Bed::new();
+        let of_host = |epoch: i64, host: &str, state: &str| {
+            json!({
+                "epoch": epoch, "host": host, "hostUid": format!("uid-{host}"),
+                "bootId": bed.boot(host), "state": state, "superseded": superseded && epoch == 1,
+            })
+        };
+        let both = [of_host(1, "h1", state), of_host(2, "h2", "Released")];
+        let status = json!({"epoch": 2, "host": "h2", "placements": both});
+        bed.add_vm(json!({}), status);
+        bed.domain("h1", "Running", json!({"epoch": 1, "orderId": 1, "state": "Paused"}));
+        bed.certificate("h1", json!({"proof": "Power", "revoked": "it lives"}));
+        bed.beat(&["h1", "h2", "h3"], 12);
+        let plan = plan(&bed.world);
+        let order = plan.intents.iter().find_map(|intent| match intent {
+            Intent::WriteDomain(write) if write.host == "h1" => Some(write.spec.want),
+            _ => None,
+        });
+        let told = plan.intents.iter().find_map(|intent| match intent {
+            Intent::WriteHostAgent { host, spec, .. } if host == "h1" => Some(&spec.dead_boots),
+            _ => None,
+        });
+        let stays_suspended = told.is_some_and(|dead| dead.iter().any(|d| d.boot_id == "boot-h1"));
+        let wanted = (superseded.then_some(Want::Killed), superseded);
+        assert_eq!((order, stays_suspended), wanted, "superseded: {superseded}");
+        assert!(placements(&plan).is_empty(), "its copy is there still");
+    }
 }
 
 #[test]

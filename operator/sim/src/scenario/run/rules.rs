@@ -39,8 +39,8 @@ macro_rules! names {
 
 names! {
     controller: settled finalizer missing_is_no_release drained cas fresh_read fresh_off
-        life_revokes lineage life_bars read_back plug_trust one_device armed denial_first lock_files
-        numbers one_owner second_path observer_health round_trip brake shot_noted needed ready_first
+        life_revokes superseded lineage life_bars read_back plug_trust one_device armed denial_first
+        lock_files numbers one_owner second_path observer_health round_trip brake shot_noted needed ready_first
         void_word commit_left burnt unknown_move undecided_move;
     agent: epoch boot once missing_is_no_stop marker journal journal_first record newer_record
         older_record own_record gone drained fresh_read dead_beats suspends hook leave_paused
