@@ -66,7 +66,7 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
 }
 
 /// Whether the proof of this epoch's death was taken back, or is in this very plan.
-fn lives(world: &World, placed: &PlacedEpoch) -> bool {
+pub(crate) fn lives(world: &World, placed: &PlacedEpoch) -> bool {
     let fence = world.fence_of(&placed.host_uid, &placed.boot_id);
     fence.and_then(|f| Some((f, f.status.as_ref()?))).is_some_and(|(fence, s)| {
         let lives = || world.guards.life_revokes && outlives(world, fence);

@@ -583,7 +583,7 @@ fn begin(
         };
         moving.epoch = epoch;
         status.epoch = epoch;
-        make_room(&mut status);
+        make_room(world, &mut status);
         status.placements.push(placed.clone());
         let before = world.order(&going.to, uid);
         let machine = order.spec.machine.clone();

@@ -89,13 +89,16 @@ pub fn next_epoch(world: &World, vm: &VirtualMachine, status: &VirtualMachineSta
 
 /// Forgets old placements before one more. Proven deaths, and what is not marked as released beside
 /// its disks, stay named for as long as there is room: the agent of a later epoch needs them. The agent
-/// of one that has run has removed their records.
-pub(crate) fn make_room(status: &mut VirtualMachineStatus) {
+/// of one that has run has removed their records. What was taken for dead and lives is never forgotten.
+pub(crate) fn make_room(world: &World, status: &mut VirtualMachineStatus) {
     while status.placements.len() > KEPT_PLACEMENTS {
-        let all = &status.placements;
-        let marked = all.iter().position(|p| p.state == EpochState::Released && !p.unmarked);
-        let settled = || all.iter().position(|p| p.state.is_settled());
-        let Some(oldest) = marked.or_else(settled) else { return };
+        let first = |may: &dyn Fn(&PlacedEpoch) -> bool| status.placements.iter().position(may);
+        let released = |p: &PlacedEpoch| p.state == EpochState::Released;
+        let dead = |p: &PlacedEpoch| p.state == EpochState::ProvenDead && !gate::lives(world, p);
+        let oldest = first(&|p| released(p) && !p.unmarked)
+            .or_else(|| first(&released))
+            .or_else(|| first(&dead));
+        let Some(oldest) = oldest else { return };
         status.placements.remove(oldest);
     }
 }
@@ -123,7 +126,7 @@ pub fn place_order(
     let epoch = next_epoch(world, vm, &status);
     status.epoch = epoch;
     status.host = Some(host.to_owned());
-    make_room(&mut status);
+    make_room(world, &mut status);
     supersede(world, &mut status, epoch);
     let placed = PlacedEpoch {
         epoch,
@@ -138,4 +141,42 @@ pub fn place_order(
     let before = world.order(host, &uid);
     let write = domain_order(vm, &status, &placed, Want::Running, machine, before);
     (status, write)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    /// What is kept of these states, oldest first, before one more; the boot of the first lives.
+    fn kept(states: &[(&str, bool)]) -> Vec<i64> {
+        let mut world = World::default();
+        let fence = serde_json::from_value(json!({
+            "metadata": {"name": "f"}, "spec": {"host": "h1", "hostUid": "u1", "bootId": "b1"},
+            "status": {"proof": "Power", "revoked": "it lives"},
+        }));
+        world.fences.insert("f".into(), Arc::new(fence.unwrap()));
+        let placements: Vec<serde_json::Value> = (1..)
+            .zip(states)
+            .map(|(n, (state, unmarked))| {
+                json!({
+                    "epoch": n, "host": format!("h{n}"), "hostUid": format!("u{n}"),
+                    "bootId": format!("b{n}"), "state": state, "unmarked": unmarked,
+                })
+            })
+            .collect();
+        let mut status = serde_json::from_value(json!({"placements": placements})).unwrap();
+        make_room(&world, &mut status);
+        status.placements.iter().map(|p| p.epoch).collect()
+    }
+
+    #[test]
+    fn what_was_taken_for_dead_and_lives_is_never_forgotten_and_what_is_marked_goes_first() {
+        let (dead, marked, unmarked) =
+            (("ProvenDead", false), ("Released", false), ("Released", true));
+        assert_eq!(kept(&[dead, dead, marked, unmarked, dead, dead, dead]), [1, 2, 4, 5, 6, 7]);
+        assert_eq!(kept(&[dead, dead, unmarked, dead, dead, dead, dead]), [1, 2, 4, 5, 6, 7]);
+        assert_eq!(kept(&[dead; 7]), [1, 3, 4, 5, 6, 7]);
+    }
 }
