@@ -3,6 +3,7 @@
 
 mod drain;
 mod fence;
+mod locks;
 mod migration;
 mod pacemaker;
 mod plan;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 type Row = fn(&Options) -> Result<(), report::Error>;
 
 /// Rows by name, and what measures them.
-const ROWS: [(&str, Row); 9] = [
+const ROWS: [(&str, Row); 10] = [
     ("plan", plan::run),
     ("fence", fence::run),
     ("simspeed", simspeed::run),
@@ -30,6 +31,7 @@ const ROWS: [(&str, Row); 9] = [
     ("writes", start::writes),
     ("migration", migration::run),
     ("drain", drain::run),
+    ("locks", locks::run),
 ];
 
 /// What the command line asks for.
@@ -50,6 +52,7 @@ rows: plan (planning the failover of a lost host; tight packing)
       writes (API writes of a VM's life, by the audit log; root)
       migration (live moves between local libvirt hosts; root)
       drain (a local libvirt host with 20 VMs is emptied; root)
+      locks (what each lock manager adds to a start, on the lab's machines; root)
 --no-peer leaves the peer out; the row `plan` needs about two minutes with it";
 
 fn main() -> ExitCode {
