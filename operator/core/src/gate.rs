@@ -42,10 +42,9 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
                 return placed;
             }
             let domain = world.order(&placed.host, uid);
-            let said = domain.and_then(|d| d.status.as_ref()).is_some_and(|s| {
-                s.epoch == placed.epoch
-                    && (s.released || (!world.guards.drained && s.end.is_some()))
-            });
+            let word = domain.and_then(|d| d.status.as_ref()).filter(|s| s.epoch == placed.epoch);
+            let said =
+                word.is_some_and(|s| s.released || (!world.guards.drained && s.end.is_some()));
             let over = boot_is_over(world, &placed);
             let missing = domain.is_none() && !world.guards.missing_is_no_release;
             let silent = !world.guards.settled && is_silent(world, &placed);
@@ -54,9 +53,7 @@ pub fn settle(world: &World, vm: &VirtualMachine) -> Vec<PlacedEpoch> {
                 && domain.is_some_and(|d| aborts(d, placed.epoch));
             if said || over || missing || silent || called_off {
                 placed.state = EpochState::Released;
-                let word = domain.and_then(|d| d.status.as_ref());
-                let word = word.filter(|s| s.epoch == placed.epoch && s.released);
-                placed.unmarked = word.is_none_or(|s| s.unmarked);
+                placed.unmarked = word.filter(|s| s.released).is_none_or(|s| s.unmarked);
             } else if proven(world, vm, &placed).is_some() {
                 placed.state = EpochState::ProvenDead;
             }

@@ -137,7 +137,12 @@ impl<'a> Sides<'a> {
 
     /// Whether the source was told to copy.
     pub(crate) fn told(&self) -> bool {
-        self.source.step(&self.moving.uid).is_some()
+        self.step().is_some()
+    }
+
+    /// What the source was last told.
+    fn step(&self) -> Option<MigrationStep> {
+        self.source.step(&self.moving.uid)
     }
 
     /// The source's own word that it runs.
@@ -164,7 +169,11 @@ impl<'a> Sides<'a> {
     /// What follows. `off`: the move is to be called off if it is not complete.
     pub(crate) fn next(&self, off: bool) -> Next {
         let id = &self.moving.uid;
-        let Some(target) = self.open_target() else { return Next::Over(self.why(off)) };
+        let Some(target) = self.open_target() else {
+            // It was swapped, and what came over has ended since: what the source last said is old.
+            let committed = self.source.is_open() && self.step() == Some(MigrationStep::Commit);
+            return if committed { Next::FinishSource } else { Next::Over(self.why(off)) };
+        };
         if target.state != EpochState::Incoming {
             return if self.source.is_open() { Next::FinishSource } else { Next::Done };
         }
@@ -215,6 +224,15 @@ impl<'a> Sides<'a> {
             {
                 Next::EndSource
             }
+            // Called off, and neither runs by its own word: the target's copy ends unless it runs by
+            // then, and what is left here after it.
+            Some(MigrationState::Unknown)
+                if self.spans
+                    && self.step() == Some(MigrationStep::Abort)
+                    && (self.both_wait() || self.is_lost()) =>
+            {
+                Next::CallOffTarget(self.why(off))
+            }
             Some(MigrationState::Unknown) if !self.guards.unknown_move => {
                 Next::CallOffTarget(self.why(off))
             }
@@ -229,6 +247,12 @@ impl<'a> Sides<'a> {
         self.source.said.is_some_and(|s| s.state == DomainState::Paused)
             && matches!(target, Some(MigrationState::Ready | MigrationState::Switched))
             && !self.target.runs()
+    }
+
+    /// The source's own word that it waits, and the target's that its copy has ended.
+    fn is_lost(&self) -> bool {
+        let target = self.target.stands(&self.moving.uid).map(|(state, _)| state);
+        self.source_left_paused() && target == Some(MigrationState::Failed)
     }
 
     /// The target's own word that it has not got everything.
@@ -264,9 +288,12 @@ impl<'a> Sides<'a> {
             Next::FinishSource | Next::Commit => MigrationStep::Commit,
             _ if !self.told() => return None,
             Next::CallOffSource | Next::CallOffTarget(_) => MigrationStep::Abort,
-            _ => self.source.step(&self.moving.uid)?,
+            _ => self.step()?,
         };
-        let peer = self.target.placed?;
+        let Some(peer) = self.target.placed else {
+            let told = self.source.order?.migration.clone()?;
+            return Some(MigrationOrder { step, ..told });
+        };
         Some(order(world, self.moving, MigrationSide::Source, step, peer, self.settings))
     }
 }
@@ -311,6 +338,20 @@ fn told<'a>(
 ) -> Option<&'a MigrationReport> {
     let said = world.order(host, vm_uid)?.status.as_ref().filter(|s| s.epoch == epoch)?;
     said.migration.as_ref().filter(|report| report.id == moving.uid)
+}
+
+/// Whether what a host says of the VM may be older than the end of the VM's last move away from it.
+pub(crate) fn unanswered(world: &World, vm: &VirtualMachine, host: &str) -> bool {
+    let order = world.order(host, vm.metadata.uid.as_deref().unwrap_or_default());
+    let part = order.and_then(|d| Some((d, d.spec.migration.as_ref()?)));
+    part.filter(|(_, part)| part.side == MigrationSide::Source).is_some_and(|(d, part)| {
+        let said = d.status.as_ref().filter(|s| s.epoch == d.spec.epoch);
+        let said = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
+        // A copy that was called off and hangs may do so for long; its host has looked at the VM since.
+        let looked = said
+            .is_some_and(|r| matches!(r.state, MigrationState::Failed | MigrationState::Unknown));
+        part.step == MigrationStep::Commit || !looked
+    })
 }
 
 /// Whether the target has all of the VM and has yet to resume it.

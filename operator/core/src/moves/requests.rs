@@ -513,6 +513,10 @@ fn preflight(
             return refuse(format!("its host {source} is {state:?}"));
         }
     }
+    // What it last said of itself may be older than the end of that move.
+    if live::unanswered(world, vm, &source) {
+        return Err(No::Wait(format!("{source} has yet to say what its last move came to")));
+    }
     let live = migration.spec.live.unwrap_or(vm.spec.migration.live);
     if live && !vm.spec.migration.live {
         return refuse(format!(

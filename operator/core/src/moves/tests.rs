@@ -181,6 +181,34 @@ fn a_source_left_paused_ends_once_its_target_is_dead_and_not_before() {
 }
 
 #[test]
+fn a_move_that_is_called_off_while_neither_side_runs_ends_at_its_target() {
+    let told = |step| Told {
+        state: Some(DomainState::Paused),
+        ..runs(Some(step), Some(MigrationState::Unknown))
+    };
+    let off =
+        |step, target: &Told| Case { off: true, ..Case::new(told(step), target.clone()) }.next();
+    let whole = incoming(DomainState::Paused, MigrationState::Switched);
+    assert_eq!(off("Copy", &whole), Next::CallOffSource);
+    assert!(called_off(&off("Abort", &whole)));
+    assert!(called_off(&off("Abort", &incoming(DomainState::Ended, MigrationState::Failed))));
+    let silent = Told { state: None, stands: None, ..whole.clone() };
+    assert_eq!(off("Abort", &silent), Next::CallOffSource, "it may run");
+    let runs = incoming(DomainState::Running, MigrationState::Done);
+    assert_eq!(off("Abort", &runs), Next::Commit);
+    let over = Told { placed: Some(EpochState::Released), ..whole };
+    assert!(matches!(off("Abort", &over), Next::Over(_)));
+}
+
+#[test]
+fn a_move_that_was_swapped_ends_with_its_source_whatever_became_of_the_target() {
+    let ended = Told { placed: Some(EpochState::Released), ..left(End::Crashed) };
+    let old = runs(Some("Commit"), Some(MigrationState::Copying));
+    assert_eq!(Case::new(old, ended.clone()).next(), Next::FinishSource);
+    assert!(matches!(Case::new(left(End::Migrated), ended).next(), Next::Over(_)));
+}
+
+#[test]
 fn without_a_lock_that_spans_hosts_two_copies_that_wait_end_with_the_source_going_on() {
     let unknown = runs(Some("Copy"), Some(MigrationState::Unknown));
     let paused = Told { state: Some(DomainState::Paused), ..unknown.clone() };

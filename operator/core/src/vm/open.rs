@@ -1,7 +1,7 @@
 //! A VM with an open epoch: it may be running.
 
 use stockade_crds::v1alpha1::{
-    Domain, DomainState, DomainStatus, DoubleRunPolicy, End, EpochState, HostState, MigrationOrder,
+    Domain, DomainState, DomainStatus, DoubleRunPolicy, End, HostState, MigrationOrder,
     MigrationSide, MigrationState, MigrationStep, Pinned, PlacedEpoch, RunPolicy, VirtualMachine,
     VirtualMachineStatus, VmState, Want,
 };
@@ -10,7 +10,7 @@ use super::ends::WELL_AFTER;
 use super::found::{self, Found};
 use super::lifecycle::{Decision, domain, held_by_pause};
 use super::machine;
-use super::order::domain_order;
+use super::order::{domain_order, is_marked};
 use super::removal::{clean_up, disks_to_delete};
 use super::request::Request;
 use super::shutdown::{Fate, fate, waits};
@@ -165,6 +165,10 @@ fn state_word(
         return Word::new(VmState::Blocked, false, "Superseded", message);
     }
     match r.state {
+        DomainState::Running | DomainState::Paused if same.is_some_and(has_left) => {
+            let message = format!("it left {}, which has yet to say so", placed.host);
+            Word::new(VmState::Stopping, false, "Left", message)
+        }
         DomainState::Running | DomainState::Paused => {
             it_runs(world, vm, placed, status, decision);
             if !open.run && open.paused {
@@ -269,15 +273,21 @@ fn order(
     }
 }
 
+/// Whether the VM has left by a move that was swapped: what its host said before is old.
+fn has_left(order: &Domain) -> bool {
+    let part = order.spec.migration.as_ref();
+    part.is_some_and(|m| m.side == MigrationSide::Source && m.step == MigrationStep::Commit)
+}
+
 /// The part of a move that is over, for as long as its source has not said what it came to: an agent
 /// that was away meanwhile takes what left by it for ours, and not for moved by somebody's hand.
 fn unanswered(order: &Domain) -> Option<MigrationOrder> {
     let part = order.spec.migration.clone().filter(|m| m.side == MigrationSide::Source)?;
-    let said = order.status.as_ref().filter(|s| s.epoch == order.spec.epoch);
-    let said = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
     if part.step == MigrationStep::Commit {
         return Some(part);
     }
+    let said = order.status.as_ref().filter(|s| s.epoch == order.spec.epoch);
+    let said = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
     let answered = said.is_some_and(|report| report.state == MigrationState::Failed);
     (!answered).then_some(MigrationOrder { step: MigrationStep::Abort, ..part })
 }
@@ -304,9 +314,8 @@ fn it_runs(
             decision.wake = Some(begun + WELL_AFTER);
         }
     }
-    // What is not marked as released beside the disks stays named, as those of dead boots do.
-    let marked = |p: &PlacedEpoch| p.state == EpochState::Released && !p.unmarked;
-    status.placements.retain(|p| p.epoch == placed.epoch || !marked(p));
+    // What is not marked stays named, as those of dead boots do.
+    status.placements.retain(|p| p.epoch == placed.epoch || !is_marked(p));
     clean_up(world, vm, placed, decision);
 }
 

@@ -87,6 +87,11 @@ pub fn next_epoch(world: &World, vm: &VirtualMachine, status: &VirtualMachineSta
     }
 }
 
+/// Whether an epoch is marked as released beside its disks: no agent of a later one asks about it.
+pub(super) fn is_marked(placed: &PlacedEpoch) -> bool {
+    placed.state == EpochState::Released && !placed.unmarked
+}
+
 /// Forgets old placements before one more. Proven deaths, and what is not marked as released beside
 /// its disks, stay named for as long as there is room: the agent of a later epoch needs them. The agent
 /// of one that has run has removed their records. What was taken for dead and lives is never forgotten.
@@ -95,9 +100,7 @@ pub(crate) fn make_room(world: &World, status: &mut VirtualMachineStatus) {
         let first = |may: &dyn Fn(&PlacedEpoch) -> bool| status.placements.iter().position(may);
         let released = |p: &PlacedEpoch| p.state == EpochState::Released;
         let dead = |p: &PlacedEpoch| p.state == EpochState::ProvenDead && !gate::lives(world, p);
-        let oldest = first(&|p| released(p) && !p.unmarked)
-            .or_else(|| first(&released))
-            .or_else(|| first(&dead));
+        let oldest = first(&is_marked).or_else(|| first(&released)).or_else(|| first(&dead));
         let Some(oldest) = oldest else { return };
         status.placements.remove(oldest);
     }

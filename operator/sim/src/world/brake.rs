@@ -75,7 +75,11 @@ impl World {
         };
         let missed = |o: &Machine| {
             let announced = now < o.announced_until;
-            let standing = self.certified.contains(&(o.name.clone(), o.boot_id.clone()));
+            // While nobody has heard a boot, what is known of its host is known of the one before.
+            let standing = [Some(o.boot_id.as_str()), self.last_heard(&o.name)]
+                .into_iter()
+                .flatten()
+                .any(|boot| self.certified.contains(&(o.name.clone(), boot.to_owned())));
             let long = o.dark_since.is_some_and(|since| since + self.storm.missed_ms <= now);
             long && !announced && !standing
         };

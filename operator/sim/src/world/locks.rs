@@ -299,6 +299,7 @@ impl World {
         }
         let stay = self.lock_files_stay;
         let mut uids = Vec::new();
+        let mut sides = BTreeSet::new();
         let mut others = Vec::new();
         if let Some(s) = self.stores.get_mut(storage) {
             for (path, locks) in &mut s.locks {
@@ -306,6 +307,8 @@ impl World {
                 locks.retain(|l| {
                     if of_boot(l) {
                         uids.push(l.uid.clone());
+                        // What no process holds is no side of a move.
+                        sides.extend((l.pid != 0).then(|| l.uid.clone()));
                     } else if unlinked {
                         others.push(format!("{path}: the lock of {} went with its file", l.client));
                     }
@@ -319,7 +322,7 @@ impl World {
         });
         uids.sort();
         uids.dedup();
-        for uid in &uids {
+        for uid in &sides {
             let waits = |m: &&Machine| {
                 let side = m.qemus.get(uid).filter(|q| q.by == Doer::Agent);
                 let whole = matches!(m.kernel, Kernel::Up | Kernel::Hung);

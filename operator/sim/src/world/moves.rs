@@ -291,7 +291,8 @@ impl World {
         if let Some(kind) = lock {
             self.drop_locks(host, pid, &vm);
             if let Err(why) = self.take_locks(to, target_pid, uid, &vm, kind, &disks, Doer::Agent) {
-                // libvirt gives the lock back to the source and resumes it.
+                // libvirt ends the target's copy, gives the lock back to the source and resumes it.
+                self.end_qemu(to, uid, Ending::Failed);
                 let again = self.take_locks(host, pid, uid, &vm, kind, &disks, Doer::Agent);
                 if again.is_ok() {
                     self.execute(host, uid);

@@ -80,6 +80,11 @@ impl World {
         }
     }
 
+    /// The boot that has last renewed its host's Lease.
+    pub(super) fn last_heard(&self, host: &str) -> Option<&str> {
+        self.heard.get(host).map(|row| row.boot_id.as_str())
+    }
+
     /// A boot has written its beat to a storage. It is of interest after an untruth alone.
     pub(super) fn beaten(&mut self, host: &str, boot_id: &str, storage: &str) {
         if self.untrue(host, boot_id) {
