@@ -17,6 +17,7 @@ mod owner;
 mod progress;
 mod records;
 mod sanlock;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,6 +53,7 @@ use identity::{Changed, Identity};
 use neighbours::Neighbours;
 use records::{Pending, Records};
 use sanlock::Membership;
+use turns::Turns;
 
 pub use migrate::MigrationOptions;
 pub use sanlock::SanlockPlaces;
@@ -144,6 +146,8 @@ pub struct Libvirt {
     /// What it shows in moves over TLS; `None`: they are not wanted.
     identity: Option<Identity>,
     neighbours: Neighbours,
+    /// Calls about moves, which a QEMU can hold for long.
+    turns: Turns,
 }
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -169,6 +173,7 @@ impl Libvirt {
             preparing: Mutex::default(),
             identity,
             neighbours: Neighbours::default(),
+            turns: Turns::default(),
         })
     }
 
@@ -209,6 +214,21 @@ impl Libvirt {
                 call(&connect.lookup_domain_by_uuid_string(&uid)?)
             })
             .await
+    }
+
+    /// Runs a call about the move of one domain.
+    async fn on_move<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        vm_uid: &str,
+        call: impl FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
+    ) -> HostResult<T> {
+        let turn = self.turns.take(op, vm_uid, SHORT).await?;
+        let call = move |domain: &Domain| {
+            let _turn = turn;
+            call(domain)
+        };
+        self.on_domain(op, vm_uid, call).await
     }
 
     async fn list_all(&self) -> HostResult<Vec<LiveDomain>> {
@@ -576,15 +596,15 @@ impl Hypervisor for Libvirt {
         &'a self,
         vm_uid: &'a str,
     ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>> {
-        self.on_domain("read move", vm_uid, progress::under_way).boxed()
+        self.on_move("read move", vm_uid, progress::under_way).boxed()
     }
 
     fn arrival<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<Arrival>>> {
-        self.on_domain("read move", vm_uid, progress::arrival).boxed()
+        self.on_move("read arrival", vm_uid, progress::arrival).boxed()
     }
 
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
-        self.on_domain("abort migration", vm_uid, events::abort_job).boxed()
+        self.on_move("abort migration", vm_uid, events::abort_job).boxed()
     }
 
     fn shutdown<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
