@@ -129,6 +129,13 @@ fn tell_of_life(world: &mut World, write: &Write) {
         let open = write.after.as_ref().filter(|d| d.value["status"]["released"] != true);
         let boot = open.and_then(|d| d.value["spec"]["bootId"].as_str());
         world.expect_copy(host, &write.name, boot);
+        let part = write.after.as_ref().map(|d| &d.value["spec"]["migration"]);
+        let key = (host.to_owned(), write.name.clone());
+        if part.is_some_and(|m| m["side"] == "Source" && m["step"] == "Commit") {
+            world.swapped.insert(key);
+        } else {
+            world.swapped.remove(&key);
+        }
     }
     let Some(after) = &write.after else { return };
     match write.kind.as_str() {

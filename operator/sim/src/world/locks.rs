@@ -326,8 +326,11 @@ impl World {
             let waits = |m: &&Machine| {
                 let side = m.qemus.get(uid).filter(|q| q.by == Doer::Agent);
                 let whole = matches!(m.kernel, Kernel::Up | Kernel::Hung);
+                // What is left on a source after the swap is decided about.
+                let left = self.swapped.contains(&(m.name.clone(), uid.clone()));
                 m.name != host
                     && whole
+                    && !left
                     && side.is_some_and(|q| {
                         matches!(q.state, QemuState::Incoming | QemuState::Switched)
                     })

@@ -109,6 +109,8 @@ pub struct World {
     pub expected: BTreeMap<(String, String), (String, Option<u64>)>,
     /// Boots that are certified dead at this moment, as the API says; the runner keeps it.
     pub certified: BTreeSet<(String, String)>,
+    /// Sources of moves that were swapped, as the API says: host and VM.
+    pub swapped: BTreeSet<(String, String)>,
     /// A second controller has led beside the first.
     pub two_leaders: bool,
     /// What the storm brake is measured by.
@@ -158,6 +160,7 @@ impl Sim {
                 ordered: BTreeMap::new(),
                 expected: BTreeMap::new(),
                 certified: BTreeSet::new(),
+                swapped: BTreeSet::new(),
                 two_leaders: false,
                 storm: brake::Storm::default(),
                 fault_beyond_api: false,
