@@ -326,8 +326,9 @@ fn source_state(
         };
     }
     if active(m, j, memory) {
+        // What waits may go on once its last data have got through or are given up.
         let hangs = memory.abort_asked.is_some_and(|at| now.saturating_sub(at.0) >= HANGS);
-        return if hangs {
+        return if hangs && is_running(live, order) {
             (MigrationState::Unknown, text("the copy was called off and does not end"))
         } else {
             (MigrationState::Copying, String::new())
@@ -350,14 +351,17 @@ fn source_state(
                 _ => text("the agent was restarted in the middle of it"),
             };
             // Read after the job was over: what runs here now did not leave.
-            match live {
-                Live::Present(d) if d.epoch == order.epoch && d.state == LiveState::Running => {
-                    (MigrationState::Failed, format!("{why}; it runs on here"))
-                }
-                _ => (MigrationState::Unknown, why),
+            if is_running(live, order) {
+                (MigrationState::Failed, format!("{why}; it runs on here"))
+            } else {
+                (MigrationState::Unknown, why)
             }
         }
     }
+}
+
+fn is_running(live: Live<'_>, order: &DomainSpec) -> bool {
+    matches!(live, Live::Present(d) if d.epoch == order.epoch && d.state == LiveState::Running)
 }
 
 fn is_gone(live: Live<'_>, memory: &VmMemory) -> bool {

@@ -224,12 +224,9 @@ impl<'a> Sides<'a> {
             {
                 Next::EndSource
             }
-            // Called off, and neither runs by its own word: the target's copy ends unless it runs by
-            // then, and what is left here after it.
+            // Called off, and the target's copy has ended: what is left here ends after its epoch.
             Some(MigrationState::Unknown)
-                if self.spans
-                    && self.step() == Some(MigrationStep::Abort)
-                    && (self.both_wait() || self.is_lost()) =>
+                if self.spans && self.step() == Some(MigrationStep::Abort) && self.is_lost() =>
             {
                 Next::CallOffTarget(self.why(off))
             }
@@ -340,17 +337,21 @@ fn told<'a>(
     said.migration.as_ref().filter(|report| report.id == moving.uid)
 }
 
-/// Whether what a host says of the VM may be older than the end of the VM's last move away from it.
+/// Whether a host has yet to say, for good, what the VM's last move away from it came to: until then what
+/// it says of the VM may be older than that, and what waits there may be older than the disks.
 pub(crate) fn unanswered(world: &World, vm: &VirtualMachine, host: &str) -> bool {
     let order = world.order(host, vm.metadata.uid.as_deref().unwrap_or_default());
     let part = order.and_then(|d| Some((d, d.spec.migration.as_ref()?)));
     part.filter(|(_, part)| part.side == MigrationSide::Source).is_some_and(|(d, part)| {
         let said = d.status.as_ref().filter(|s| s.epoch == d.spec.epoch);
-        let said = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
-        // A copy that was called off and hangs may do so for long; its host has looked at the VM since.
-        let looked = said
-            .is_some_and(|r| matches!(r.state, MigrationState::Failed | MigrationState::Unknown));
-        part.step == MigrationStep::Commit || !looked
+        let report = said.and_then(|s| s.migration.as_ref()).filter(|r| r.id == part.id);
+        let answered = match report.map(|r| r.state) {
+            Some(MigrationState::Failed) => true,
+            // A call that hangs does so for long; the VM was looked at since, and runs.
+            Some(MigrationState::Unknown) => said.is_some_and(|s| s.state == DomainState::Running),
+            _ => false,
+        };
+        part.step == MigrationStep::Commit || !answered
     })
 }
 

@@ -135,10 +135,15 @@ fn clear(world: &World, decisions: &mut BTreeMap<Key, Decision>) {
         if found.is_some_and(|m| !is_over(m)) {
             continue;
         }
+        let unanswered =
+            world.vms.get(key).is_some_and(|vm| live::unanswered(world, vm, &moving.source));
         let status = &mut decision.report.status;
+        let source = |p: &&PlacedEpoch| p.epoch == moving.source_epoch;
+        let open = status.placements.iter().find(source).is_some_and(|p| !p.state.is_settled());
         let over = if moving.live {
             match &decision.next {
-                Some(Next::Over(_) | Next::Done) => true,
+                Some(Next::Over(_)) => !open || !unanswered,
+                Some(Next::Done) => true,
                 Some(_) => false,
                 // Nothing is open any more.
                 None => status.placements.iter().all(|p| p.state.is_settled()),
@@ -259,7 +264,7 @@ fn under_way(
                 migration,
                 MigrationOutcome::Pending,
                 "Finishing",
-                format!("runs on {to}; what is left on {} ends", moving.source),
+                format!("it left for {to}; what is left on {} ends", moving.source),
             ),
             Some(Next::Copy | Next::Wait | Next::AskTarget | Next::Commit) => report(
                 migration,
@@ -490,6 +495,10 @@ fn preflight(
     {
         return refuse(format!("host {target} is not declared"));
     }
+    let source = status.host.clone().unwrap_or_default();
+    if live::unanswered(world, vm, &source) {
+        return Err(No::Wait(format!("{source} has yet to say what its last move came to")));
+    }
     match status.printable_status {
         VmState::Running => {}
         state => return refuse(format!("VM {name} is not running: it is {state:?}")),
@@ -497,7 +506,6 @@ fn preflight(
     if vm.spec.paused {
         return refuse(format!("VM {name} is paused; resume it first"));
     }
-    let source = status.host.clone().unwrap_or_default();
     match facts_of(facts, &source).map(|f| f.state) {
         Some(
             HostState::Ready
@@ -512,10 +520,6 @@ fn preflight(
             let state = state.unwrap_or_default();
             return refuse(format!("its host {source} is {state:?}"));
         }
-    }
-    // What it last said of itself may be older than the end of that move.
-    if live::unanswered(world, vm, &source) {
-        return Err(No::Wait(format!("{source} has yet to say what its last move came to")));
     }
     let live = migration.spec.live.unwrap_or(vm.spec.migration.live);
     if live && !vm.spec.migration.live {

@@ -60,6 +60,8 @@ pub use sanlock::SanlockPlaces;
 
 /// How long a call may take that the daemon answers from memory.
 const SHORT: Duration = Duration::from_secs(10);
+/// How long a call about a move waits for those before it.
+const TURN: Duration = Duration::from_secs(2);
 /// How long a start may take; probing QEMU's capabilities alone can take most of a minute.
 const START: Duration = Duration::from_secs(120);
 /// How long one look waits for a lock manager to be set up.
@@ -216,14 +218,15 @@ impl Libvirt {
             .await
     }
 
-    /// Runs a call about the move of one domain.
+    /// Runs a call about the move of one domain; waits so long for those before it.
     async fn on_move<T: Send + 'static>(
         &self,
         op: &'static str,
         vm_uid: &str,
+        wait: Duration,
         call: impl FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
     ) -> HostResult<T> {
-        let turn = self.turns.take(op, vm_uid, SHORT).await?;
+        let turn = self.turns.take(op, vm_uid, wait).await?;
         let call = move |domain: &Domain| {
             let _turn = turn;
             call(domain)
@@ -596,15 +599,15 @@ impl Hypervisor for Libvirt {
         &'a self,
         vm_uid: &'a str,
     ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>> {
-        self.on_move("read move", vm_uid, progress::under_way).boxed()
+        self.on_move("read move", vm_uid, Duration::ZERO, progress::under_way).boxed()
     }
 
     fn arrival<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<Option<Arrival>>> {
-        self.on_move("read arrival", vm_uid, progress::arrival).boxed()
+        self.on_move("read arrival", vm_uid, TURN, progress::arrival).boxed()
     }
 
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
-        self.on_move("abort migration", vm_uid, events::abort_job).boxed()
+        self.on_move("abort migration", vm_uid, TURN, events::abort_job).boxed()
     }
 
     fn shutdown<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {

@@ -1,11 +1,11 @@
-//! Calls that a QEMU can hold for long: few at once, and none twice.
+//! Calls that a QEMU can hold for long: one about a VM at a time, and few in all.
 //!
 //! A QEMU that sends its last memory into a network that has gone answers its monitor no more, and a
 //! call about it waits in the daemon for half a minute or longer. The daemon answers five calls of a
 //! connection at once (`max_client_requests`): what waits must leave room for all others.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -15,61 +15,53 @@ use crate::error::{HostError, HostResult};
 /// Such calls at once, of the five that a connection has.
 const AT_ONCE: usize = 3;
 
-type Call = (&'static str, String);
-
 /// Whose turn it is.
 #[derive(Debug)]
 pub(super) struct Turns {
     room: Arc<Semaphore>,
-    asked: Arc<Mutex<BTreeSet<Call>>>,
+    vms: Mutex<BTreeMap<String, Arc<Semaphore>>>,
 }
 
 /// One call's turn: over when its answer is there, however long nobody waits for that any more.
 #[derive(Debug)]
 pub(super) struct Turn {
-    call: Call,
-    asked: Arc<Mutex<BTreeSet<Call>>>,
+    _vm: OwnedSemaphorePermit,
     _room: OwnedSemaphorePermit,
 }
 
 impl Default for Turns {
     fn default() -> Self {
-        Self { room: Arc::new(Semaphore::new(AT_ONCE)), asked: Arc::default() }
+        Self { room: Arc::new(Semaphore::new(AT_ONCE)), vms: Mutex::default() }
     }
-}
-
-fn lock(asked: &Mutex<BTreeSet<Call>>) -> MutexGuard<'_, BTreeSet<Call>> {
-    asked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Turns {
-    /// A turn for this call about this VM.
+    /// A turn for a call about this VM.
     ///
     /// # Errors
-    /// The same was asked before and is not answered, or there is no room within `limit`.
+    /// Those before it hang for longer than `wait`: the call is not made.
     pub(super) async fn take(
         &self,
         op: &'static str,
-        target: &str,
-        limit: Duration,
+        vm_uid: &str,
+        wait: Duration,
     ) -> HostResult<Turn> {
-        let call = (op, target.to_owned());
-        let hangs = || HostError::unknown(op, target, "an earlier call of its kind still hangs");
-        if lock(&self.asked).contains(&call) {
-            return Err(hangs());
-        }
-        let room = tokio::time::timeout(limit, Arc::clone(&self.room).acquire_owned()).await;
-        let Ok(Ok(room)) = room else { return Err(hangs()) };
-        if !lock(&self.asked).insert(call.clone()) {
-            return Err(hangs());
-        }
-        Ok(Turn { call, asked: Arc::clone(&self.asked), _room: room })
+        let vm = self.of(vm_uid);
+        let both = async {
+            let vm = vm.acquire_owned().await.ok()?;
+            let room = Arc::clone(&self.room).acquire_owned().await.ok()?;
+            Some(Turn { _vm: vm, _room: room })
+        };
+        let turn = tokio::time::timeout(wait, both).await.ok().flatten();
+        turn.ok_or_else(|| HostError::failed(op, vm_uid, "earlier calls about moves still hang"))
     }
-}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        lock(&self.asked).remove(&self.call);
+    fn of(&self, vm_uid: &str) -> Arc<Semaphore> {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        // A turn that is taken or waited for holds its own.
+        vms.retain(|_, vm| Arc::strong_count(vm) > 1);
+        let vm = vms.entry(vm_uid.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1)));
+        Arc::clone(vm)
     }
 }
 
@@ -77,20 +69,25 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const WAIT: Duration = Duration::from_secs(2);
 
     #[tokio::test(start_paused = true)]
-    async fn what_hangs_is_not_asked_again_and_leaves_room_for_others() {
+    async fn a_vm_that_hangs_is_asked_once_and_leaves_room_for_others() {
         let turns = Turns::default();
-        let read = turns.take("read move", "a", LIMIT).await.unwrap();
-        let refused = turns.take("read move", "a", LIMIT).await.unwrap_err();
-        assert!(refused.is_unknown(), "it may still be done: {refused}");
-        let abort = turns.take("abort migration", "a", LIMIT).await.unwrap();
-        let other = turns.take("read move", "b", LIMIT).await.unwrap();
-        assert!(turns.take("read move", "c", LIMIT).await.is_err(), "all room is taken");
-        drop(other);
-        drop(turns.take("read move", "c", LIMIT).await.unwrap());
-        drop((read, abort));
-        drop(turns.take("read move", "a", LIMIT).await.unwrap());
+        let hangs = turns.take("read move", "a", Duration::ZERO).await.unwrap();
+        let refused = turns.take("abort migration", "a", WAIT).await.unwrap_err();
+        assert!(!refused.is_unknown(), "it was not sent: {refused}");
+        let b = turns.take("read move", "b", Duration::ZERO).await.unwrap();
+        let c = turns.take("read move", "c", Duration::ZERO).await.unwrap();
+        assert!(turns.take("read move", "d", WAIT).await.is_err(), "all room is taken");
+        let later = turns.take("abort migration", "b", WAIT);
+        let (later, ()) = tokio::join!(later, async { drop(b) });
+        drop((hangs, c, later.unwrap()));
+        drop(turns.take("read move", "a", Duration::ZERO).await.unwrap());
+        assert_eq!(
+            turns.vms.lock().unwrap().len(),
+            1,
+            "those that are not asked about are forgotten"
+        );
     }
 }
