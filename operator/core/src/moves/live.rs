@@ -1,11 +1,12 @@
 //! One live move: what both sides say, and what follows.
 
 use stockade_crds::v1alpha1::{
-    BootReference, DomainSpec, DomainState, DomainStatus, End, EpochState, HostState,
+    BootReference, Domain, DomainSpec, DomainState, DomainStatus, End, EpochState, HostState,
     MigrationOrder, MigrationReport, MigrationSettings, MigrationSide, MigrationState,
     MigrationStep, PlacedEpoch, VirtualMachine, VirtualMachineMigrationStatus, VmMove,
 };
 
+use crate::agent::moves::source_order;
 use crate::ha::host_state::HostFacts;
 use crate::world::{Guards, Millis, World};
 
@@ -226,7 +227,10 @@ impl<'a> Sides<'a> {
             }
             // Called off, and the target's copy has ended: what is left here ends after its epoch.
             Some(MigrationState::Unknown)
-                if self.spans && self.step() == Some(MigrationStep::Abort) && self.is_lost() =>
+                if self.spans
+                    && self.step() == Some(MigrationStep::Abort)
+                    && stands == Some(MigrationState::Failed)
+                    && self.source_left_paused() =>
             {
                 Next::CallOffTarget(self.why(off))
             }
@@ -244,12 +248,6 @@ impl<'a> Sides<'a> {
         self.source.said.is_some_and(|s| s.state == DomainState::Paused)
             && matches!(target, Some(MigrationState::Ready | MigrationState::Switched))
             && !self.target.runs()
-    }
-
-    /// The source's own word that it waits, and the target's that its copy has ended.
-    fn is_lost(&self) -> bool {
-        let target = self.target.stands(&self.moving.uid).map(|(state, _)| state);
-        self.source_left_paused() && target == Some(MigrationState::Failed)
     }
 
     /// The target's own word that it has not got everything.
@@ -341,18 +339,25 @@ fn told<'a>(
 /// it says of the VM may be older than that, and what waits there may be older than the disks.
 pub(crate) fn unanswered(world: &World, vm: &VirtualMachine, host: &str) -> bool {
     let order = world.order(host, vm.metadata.uid.as_deref().unwrap_or_default());
-    let part = order.and_then(|d| Some((d, d.spec.migration.as_ref()?)));
-    part.filter(|(_, part)| part.side == MigrationSide::Source).is_some_and(|(d, part)| {
-        let said = d.status.as_ref().filter(|s| s.epoch == d.spec.epoch);
-        let report = said.and_then(|s| s.migration.as_ref()).filter(|r| r.id == part.id);
-        let answered = match report.map(|r| r.state) {
+    order.and_then(|d| Some((d, source_part(d)?))).is_some_and(|(d, (part, stands))| {
+        let answered = match stands {
             Some(MigrationState::Failed) => true,
             // A call that hangs does so for long; the VM was looked at since, and runs.
-            Some(MigrationState::Unknown) => said.is_some_and(|s| s.state == DomainState::Running),
+            Some(MigrationState::Unknown) => {
+                d.status.as_ref().is_some_and(|s| s.state == DomainState::Running)
+            }
             _ => false,
         };
         part.step == MigrationStep::Commit || !answered
     })
+}
+
+/// A source's part in its order, and how its host says that the move stands there.
+pub(crate) fn source_part(order: &Domain) -> Option<(&MigrationOrder, Option<MigrationState>)> {
+    let part = source_order(&order.spec)?;
+    let said = order.status.as_ref().filter(|s| s.epoch == order.spec.epoch);
+    let report = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
+    Some((part, report.map(|report| report.state)))
 }
 
 /// Whether the target has all of the VM and has yet to resume it.

@@ -135,14 +135,15 @@ fn clear(world: &World, decisions: &mut BTreeMap<Key, Decision>) {
         if found.is_some_and(|m| !is_over(m)) {
             continue;
         }
-        let unanswered =
-            world.vms.get(key).is_some_and(|vm| live::unanswered(world, vm, &moving.source));
         let status = &mut decision.report.status;
-        let source = |p: &&PlacedEpoch| p.epoch == moving.source_epoch;
-        let open = status.placements.iter().find(source).is_some_and(|p| !p.state.is_settled());
+        let source = |p: &PlacedEpoch| p.epoch == moving.source_epoch && !p.state.is_settled();
         let over = if moving.live {
             match &decision.next {
-                Some(Next::Over(_)) => !open || !unanswered,
+                Some(Next::Over(_)) => {
+                    let vm = world.vms.get(key);
+                    !status.placements.iter().any(source)
+                        || !vm.is_some_and(|vm| live::unanswered(world, vm, &moving.source))
+                }
                 Some(Next::Done) => true,
                 Some(_) => false,
                 // Nothing is open any more.

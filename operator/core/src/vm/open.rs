@@ -2,7 +2,7 @@
 
 use stockade_crds::v1alpha1::{
     Domain, DomainState, DomainStatus, DoubleRunPolicy, End, HostState, MigrationOrder,
-    MigrationSide, MigrationState, MigrationStep, Pinned, PlacedEpoch, RunPolicy, VirtualMachine,
+    MigrationState, MigrationStep, Pinned, PlacedEpoch, RunPolicy, VirtualMachine,
     VirtualMachineStatus, VmState, Want,
 };
 
@@ -16,6 +16,7 @@ use super::request::Request;
 use super::shutdown::{Fate, fate, waits};
 use super::word::Word;
 use crate::ha::host_state::{HostFacts, facts_of};
+use crate::moves::live;
 use crate::plan::{DomainWrite, Intent};
 use crate::world::{Millis, World};
 
@@ -253,7 +254,7 @@ fn order(
             write.spec.settled.clone_from(&d.spec.settled);
             write.spec.settled_through = d.spec.settled_through;
             write.spec.adopt = d.spec.adopt;
-            write.spec.migration = side.or_else(|| unanswered(d));
+            write.spec.migration = side.or_else(|| part_to_keep(d));
             // What was pinned at the start is no change of the order.
             write.spec.machine.machine_type.clone_from(&d.spec.machine.machine_type);
             write.spec.machine.cpu_model.clone_from(&d.spec.machine.cpu_model);
@@ -275,21 +276,18 @@ fn order(
 
 /// Whether the VM has left by a move that was swapped: what its host said before is old.
 fn has_left(order: &Domain) -> bool {
-    let part = order.spec.migration.as_ref();
-    part.is_some_and(|m| m.side == MigrationSide::Source && m.step == MigrationStep::Commit)
+    live::source_part(order).is_some_and(|(part, _)| part.step == MigrationStep::Commit)
 }
 
 /// The part of a move that is over, for as long as its source has not said what it came to: an agent
 /// that was away meanwhile takes what left by it for ours, and not for moved by somebody's hand.
-fn unanswered(order: &Domain) -> Option<MigrationOrder> {
-    let part = order.spec.migration.clone().filter(|m| m.side == MigrationSide::Source)?;
+fn part_to_keep(order: &Domain) -> Option<MigrationOrder> {
+    let (part, stands) = live::source_part(order)?;
     if part.step == MigrationStep::Commit {
-        return Some(part);
+        return Some(part.clone());
     }
-    let said = order.status.as_ref().filter(|s| s.epoch == order.spec.epoch);
-    let said = said.and_then(|s| s.migration.as_ref()).filter(|report| report.id == part.id);
-    let answered = said.is_some_and(|report| report.state == MigrationState::Failed);
-    (!answered).then_some(MigrationOrder { step: MigrationStep::Abort, ..part })
+    let answered = stands == Some(MigrationState::Failed);
+    (!answered).then(|| MigrationOrder { step: MigrationStep::Abort, ..part.clone() })
 }
 
 /// Its epoch runs: what went wrong before is over.

@@ -298,7 +298,7 @@ impl World {
             self.oracle.judge(at, Rule::BrokenOfDead, broken, excused);
         }
         let stay = self.lock_files_stay;
-        let mut uids = Vec::new();
+        let mut uids = BTreeSet::new();
         let mut sides = BTreeSet::new();
         let mut others = Vec::new();
         if let Some(s) = self.stores.get_mut(storage) {
@@ -306,7 +306,7 @@ impl World {
                 let unlinked = !stay && locks.iter().any(of_boot);
                 locks.retain(|l| {
                     if of_boot(l) {
-                        uids.push(l.uid.clone());
+                        uids.insert(l.uid.clone());
                         // What no process holds is no side of a move.
                         sides.extend((l.pid != 0).then(|| l.uid.clone()));
                     } else if unlinked {
@@ -320,8 +320,6 @@ impl World {
         others.into_iter().for_each(|text| {
             self.oracle.judge(at, Rule::BrokenOfDead, Some(text), false);
         });
-        uids.sort();
-        uids.dedup();
         for uid in &sides {
             let waits = |m: &&Machine| {
                 let side = m.qemus.get(uid).filter(|q| q.by == Doer::Agent);
