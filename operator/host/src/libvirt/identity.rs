@@ -21,6 +21,23 @@ const OP: &str = "set up moves over TLS";
 /// First and last line of what is ours in libvirt's settings.
 const MARKS: (&str, &str) = ("# stockade: begin\n", "# stockade: end\n");
 
+/// The group `ffdhe3072` (RFC 7919, appendix A.2), as `openssl genpkey -genparam -algorithm DH -pkeyopt
+/// group:ffdhe3072` writes it. A QEMU that finds none looks for a prime of its own whenever it takes a VM
+/// in (`qcrypto_tls_creds_get_dh_params_file`), which takes it up to seconds of CPU time: the move waits,
+/// and nothing is safer for it.
+const DH_PARAMETERS: &str = "\
+-----BEGIN DH PARAMETERS-----\n\
+MIIBiAKCAYEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz\n\
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a\n\
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7\n\
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi\n\
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD\n\
+ssbzSibBsu/6iGtCOGEfz9zeNVs7ZRkDW7w09N75nAI4YbRvydbmyQd62R0mkff3\n\
+7lmMsPrBhtkcrv4TCYUTknC0EwyTvEN5RPT9RFLi103TZPLiHnH1S/9croKrnJ32\n\
+nuhtK8UiNjoNq8Uhl5sN6todv5pC1cRITgq80Gv6U93vPBsg7j/VnXwl5B0rZsYu\n\
+N///////////AgEC\n\
+-----END DH PARAMETERS-----\n";
+
 /// What changed, and what the daemon must do for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Changed {
@@ -82,8 +99,9 @@ impl Identity {
             return Err(HostError::refused(OP, "certificates", message));
         }
         let owner = fs::metadata(qemu_home).map_err(files::failed(OP, qemu_home))?.uid();
-        let (authority, control, memory) = (&signed.authority, &signed.control, &signed.memory);
-        let (control_key, memory_key) = (&self.keys.0, &self.keys.1);
+        let (authority, control, memory) =
+            (signed.authority.as_str(), signed.control.as_str(), signed.memory.as_str());
+        let (control_key, memory_key) = (self.keys.0.as_str(), self.keys.1.as_str());
         // Certificates before keys: a pair that does not fit is no identity at all.
         let wanted = [
             ("CA/cacert.pem", authority, None),
@@ -91,6 +109,7 @@ impl Identity {
             ("libvirt/clientcert.pem", control, None),
             ("libvirt/private/serverkey.pem", control_key, Some(0)),
             ("libvirt/private/clientkey.pem", control_key, Some(0)),
+            ("qemu/dh-params.pem", DH_PARAMETERS, None),
             ("qemu/ca-cert.pem", authority, None),
             ("qemu/server-cert.pem", memory, None),
             ("qemu/client-cert.pem", memory, None),
@@ -272,6 +291,9 @@ mod tests {
         identity.taken().unwrap();
         assert_eq!(install("first").unwrap(), Changed::Nothing);
         assert_eq!(install("second").unwrap(), Changed::Certificates);
+        let group = fs::read_to_string(pki.join("qemu/dh-params.pem")).unwrap();
+        assert!(group.starts_with("-----BEGIN DH PARAMETERS-----\nMII"), "{group}");
+        assert!(group.ends_with("\n-----END DH PARAMETERS-----\n"), "{group}");
         for private in ["libvirt/private/clientkey.pem", "qemu/server-key.pem"] {
             let mode = fs::metadata(pki.join(private)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o400, "{private}");
