@@ -1,6 +1,6 @@
 //! Reads the host: what the hypervisor lists, which processes are there, what works.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use stockade_core::agent::moves::Arrival;
@@ -68,6 +68,8 @@ pub(crate) struct Seen {
     pub(crate) lock: Option<LockLook>,
     /// Moves that are under way, and how far; `None`: none is.
     pub(crate) jobs: BTreeMap<String, Option<MigrationProgress>>,
+    /// VMs that were asked about their moves and have not answered, by their uid.
+    pub(crate) silent: BTreeSet<String>,
     /// What moves took that are over and brought a VM here which runs now.
     pub(crate) arrivals: BTreeMap<String, Arrival>,
     /// Epochs whose copy had come in before the look began, by VM uid.
@@ -88,8 +90,13 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
             Ok(job) => {
                 seen.jobs.insert(uid.clone(), job);
             }
-            // One that hangs says nothing of the others, but a daemon that hangs does.
-            Err(error) if error.is_unknown() && context.now() >= until => break,
+            Err(error) if error.is_unknown() => {
+                seen.silent.insert(uid.clone());
+                // One that hangs says nothing of the others, but a daemon that hangs does.
+                if context.now() >= until {
+                    break;
+                }
+            }
             Err(_) => {}
         }
     }

@@ -448,6 +448,10 @@ impl Loop {
         for (uid, job) in &seen.jobs {
             let memory = self.memory.entry(uid.clone()).or_default();
             memory.job = Some(Job::read(memory.job, *job, now));
+            memory.silent_since = None;
+        }
+        for uid in &seen.silent {
+            self.memory.entry(uid.clone()).or_default().silent_since.get_or_insert(now);
         }
         for (uid, arrival) in &seen.arrivals {
             let memory = self.memory.entry(uid.clone()).or_default();
@@ -581,6 +585,7 @@ impl Loop {
                 HostAction::Migrate { .. } => {
                     memory.copy = None;
                     memory.job = None;
+                    memory.silent_since = None;
                     memory.abort_asked = None;
                 }
                 HostAction::AbortMove => {

@@ -433,6 +433,8 @@ fn how_it_ended(j: &JournalVm, memory: &VmMemory, want: Option<Want>, history: b
     match memory.stopped {
         _ if memory.storage_lost => End::StorageLost,
         _ if memory.kill_asked.is_some() && want == Some(Want::Stopped) => End::Stopped,
+        // Nobody ordered its end: it was killed because it hung.
+        _ if memory.kill_asked.is_some() && want == Some(Want::Running) => End::Crashed,
         _ if memory.kill_asked.is_some() => End::Killed,
         Some(StopReason::Shutdown) if memory.shutdown_asked.is_some() => End::Stopped,
         Some(StopReason::Shutdown) => End::GuestShutdown,

@@ -27,6 +27,13 @@ pub const TELL: u64 = 2_000;
 pub const ABORT_AGAIN: u64 = 5_000;
 /// A copy that was called off this long ago and is not over hangs, in milliseconds.
 pub const HANGS: u64 = 10_000;
+/// A QEMU that has not answered for so long while its guest stands still is killed, in milliseconds.
+///
+/// Until TCP gives a dead connection up it may go on (docs/migration.md). One that is silent for
+/// longer never comes back: where the network dies while it sends its devices' state, QEMU 7.2's
+/// return path closes the socket that its migration thread then polls for good, with the big lock
+/// held (`qio_channel_wait` below `qemu_savevm_state_complete_precopy`).
+pub const SILENT: u64 = 120_000;
 
 /// The hypervisor's call that moves a VM away, as this run of the agent knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,8 +173,18 @@ pub fn source(
             .then(|| HostAction::Migrate { id: m.id.clone() });
     }
     if active(m, j, memory) {
+        let since = |at: u64| now.saturating_sub(at);
+        if state != LiveState::Running && memory.silent_since.is_some_and(|at| since(at) >= SILENT)
+        {
+            return Some(HostAction::Kill { epoch: order.epoch });
+        }
+        // What is to end does so though its copy hangs: it is asked to, and killed in the end.
+        if order.want != Want::Running && memory.abort_asked.is_some_and(|at| since(at.0) >= HANGS)
+        {
+            return None;
+        }
         let slow = too_slow(order, m, memory, now);
-        let due = memory.abort_asked.is_none_or(|at| now.saturating_sub(at.1) >= ABORT_AGAIN);
+        let due = memory.abort_asked.is_none_or(|at| since(at.1) >= ABORT_AGAIN);
         let off = m.step == MigrationStep::Abort || order.want != Want::Running || slow;
         return (off && due).then_some(HostAction::AbortMove);
     }

@@ -3,7 +3,7 @@
 use stockade_crds::v1alpha1::*;
 
 use super::decide::HostAction;
-use super::moves::{Arrival, Copy, CopyEnd, HANGS, Job, STALLED};
+use super::moves::{Arrival, Copy, CopyEnd, HANGS, Job, SILENT, STALLED};
 use super::records::judge;
 use super::tests::{UID, gone, live, only, order, ran, record, world};
 use super::types::*;
@@ -248,6 +248,45 @@ fn a_copy_that_stalls_or_is_unwanted_is_called_off() {
     o.memory.entry(UID.into()).or_default().abort_asked = Some((0, 0));
     assert_eq!((only(&o, 1), state(&o, 1)), (None, Some(MigrationState::Copying)));
     assert_eq!(state(&o, HANGS), Some(MigrationState::Unknown));
+}
+
+#[test]
+fn a_qemu_that_hangs_for_good_in_a_move_is_killed_and_said_to_have_crashed() {
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let spec = source(MigrationStep::Copy);
+    let mut o = world(Some(spec), Some(begun.clone()), Some(live(E, LiveState::Paused)));
+    let memory = o.memory.entry(UID.into()).or_default();
+    // libvirt has given the call up, and the job was last read while it went on.
+    memory.copy = Some(Copy { id: "m1".into(), end: Some(CopyEnd::Unknown("cut".into())) });
+    memory.job = Some(Job { active: true, since: 1_000, ..Job::default() });
+    memory.abort_asked = Some((STALLED, SILENT));
+    memory.silent_since = Some(1_000);
+    assert_eq!(only(&o, SILENT + 999), None, "TCP may give it up yet");
+    assert_eq!(only(&o, SILENT + 1_000), Some(HostAction::Kill { epoch: E }));
+    o.live = Some([(UID.to_owned(), live(E, LiveState::Running))].into());
+    assert_ne!(only(&o, SILENT + 1_000), Some(HostAction::Kill { epoch: E }), "its guest runs");
+    o.live = Some(Default::default());
+    gone(&mut o).kill_asked = Some(SILENT + 1_000);
+    let release = HostAction::Release { epoch: E, end: End::Crashed, history: false };
+    assert_eq!(only(&o, SILENT + 9_000), Some(release));
+    let over = JournalVm { end: Some(End::Crashed), released: true, ..begun };
+    o.journal.as_mut().unwrap().vms.insert(UID.into(), over);
+    let status = status_of(&o, UID, SILENT + 9_000).unwrap();
+    assert!(status.message.contains("had not answered for 120 s in a move"), "{status:?}");
+    assert_eq!(status.migration.unwrap().state, MigrationState::Failed);
+}
+
+#[test]
+fn a_vm_that_is_to_end_does_so_though_its_copy_hangs() {
+    let begun = JournalVm { moving: Some("m1".into()), ..ran(E) };
+    let mut spec = source(MigrationStep::Abort);
+    spec.want = Want::Killed;
+    let mut o = world(Some(spec), Some(begun), Some(live(E, LiveState::Paused)));
+    let memory = o.memory.entry(UID.into()).or_default();
+    memory.copy = Some(Copy { id: "m1".into(), end: None });
+    assert_eq!(only(&o, 0), Some(HostAction::AbortMove), "its copy first");
+    o.memory.entry(UID.into()).or_default().abort_asked = Some((0, 5_000));
+    assert_eq!(only(&o, HANGS), Some(HostAction::Kill { epoch: E }));
 }
 
 #[test]

@@ -87,6 +87,8 @@ pub struct VmMemory {
     pub copy: Option<Copy>,
     /// The move's job, as last read; `None`: not read yet.
     pub job: Option<Job>,
+    /// Since when its hypervisor has left open how far the move away is; `None`: it answers.
+    pub silent_since: Option<u64>,
     /// The move that brings or brought it here.
     pub came: Option<String>,
     /// What that move took, as far as the hypervisor knows; `None`: not read yet.
@@ -121,6 +123,7 @@ impl Default for VmMemory {
             deleted_order: 0,
             copy: None,
             job: None,
+            silent_since: None,
             came: None,
             arrival: None,
             whole_since: None,

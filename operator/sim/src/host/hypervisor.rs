@@ -79,6 +79,15 @@ impl SimHypervisor {
         }
     }
 
+    /// Asks the daemon something that it has to ask the process of a VM.
+    async fn monitor(&self, op: &'static str, uid: &str) -> HostResult<()> {
+        self.daemon(op).await?;
+        if self.with_qemu(uid, |q| q.deaf) == Some(true) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
     /// What the process of a VM does that the daemon is asked about.
     fn domain(&self, op: &'static str, uid: &str) -> HostResult<QemuState> {
         let found = self.0.sim.lock().domain(&self.0.host, uid);
@@ -207,7 +216,7 @@ impl Hypervisor for SimHypervisor {
         vm_uid: &'a str,
     ) -> BoxFuture<'a, HostResult<Option<MigrationProgress>>> {
         async move {
-            self.daemon("read move").await?;
+            self.monitor("read move", vm_uid).await?;
             let w = self.0.sim.lock();
             let found = w.machines.get(&self.0.host).and_then(|m| m.qemus.get(vm_uid));
             let moving = found.filter(|q| q.moving_to.is_some());
@@ -230,7 +239,7 @@ impl Hypervisor for SimHypervisor {
 
     fn abort_migration<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            self.daemon("abort").await?;
+            self.monitor("abort", vm_uid).await?;
             let mut w = self.0.sim.lock();
             let q = w.machines.get_mut(&self.0.host).and_then(|m| m.qemus.get_mut(vm_uid));
             if let Some(q) = q {
@@ -243,7 +252,7 @@ impl Hypervisor for SimHypervisor {
 
     fn shutdown<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            self.daemon("shutdown").await?;
+            self.monitor("shutdown", vm_uid).await?;
             self.domain("shutdown", vm_uid)?;
             qemu::shutdown(&self.0.sim, &self.0.host, vm_uid, Doer::Agent);
             Ok(())
@@ -262,7 +271,7 @@ impl Hypervisor for SimHypervisor {
 
     fn reset<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            self.daemon("reset").await?;
+            self.monitor("reset", vm_uid).await?;
             let reset = self.0.sim.lock().reset_guest(&self.0.host, vm_uid);
             reset.map_err(|why| HostError::failed("reset", vm_uid, why))
         }
@@ -271,7 +280,7 @@ impl Hypervisor for SimHypervisor {
 
     fn suspend<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            self.daemon("suspend").await?;
+            self.monitor("suspend", vm_uid).await?;
             self.domain("suspend", vm_uid)?;
             self.0.sim.lock().suspend(&self.0.host, vm_uid, Doer::Agent);
             Ok(())
@@ -281,7 +290,7 @@ impl Hypervisor for SimHypervisor {
 
     fn resume<'a>(&'a self, vm_uid: &'a str) -> BoxFuture<'a, HostResult<()>> {
         async move {
-            self.daemon("resume").await?;
+            self.monitor("resume", vm_uid).await?;
             if self.domain("resume", vm_uid)? == QemuState::Running {
                 return Err(HostError::failed("resume", vm_uid, "domain is already running"));
             }

@@ -71,6 +71,7 @@ words! {
     /// How an operation fails.
     FailAs {
         Error = "error", Hang = "hang", Unknown = "unknown", Lost = "lost", Stuck = "stuck",
+        Deaf = "deaf",
     }
     /// What a fence device does from now on.
     BmcIs {

@@ -154,6 +154,8 @@ pub struct Qemu {
     pub abort: bool,
     /// Its guest was asked to shut down.
     pub asked: bool,
+    /// It stands still and answers its daemon no more.
+    pub deaf: bool,
     /// It has survived SIGKILL.
     pub undead: bool,
     /// libvirt has lost it: a daemon that starts anew can't reach the monitor of such a process.
@@ -190,6 +192,7 @@ impl Qemu {
             resumed_at: None,
             abort: false,
             asked: false,
+            deaf: false,
             undead: false,
             unlisted: false,
         }
@@ -581,6 +584,8 @@ pub enum FailAs {
     /// A switch-over: the target has everything, but the source's daemon ends in that moment. Its copy
     /// stays, paused.
     Stuck,
+    /// A copy: the source's process stands still while it sends, and never answers again.
+    Deaf,
 }
 
 /// A failure that is in store.

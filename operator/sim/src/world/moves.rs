@@ -113,6 +113,9 @@ pub(crate) async fn migrate(sim: &Arc<Sim>, host: &str, r: &MigrateRequest) -> H
             Some(FailAs::Hang) if copied >= copy_ms / 2 => {
                 return hang(sim, host, uid, pid, to).await;
             }
+            Some(FailAs::Deaf) if copied >= copy_ms / 2 => {
+                return deaf(sim, host, uid, pid, to).await;
+            }
             Some(FailAs::Error) if copied >= copy_ms / 2 => {
                 return Err(failed_move(sim, host, &vm, uid, to, "the copy failed"));
             }
@@ -178,6 +181,27 @@ async fn hang(sim: &Arc<Sim>, host: &str, uid: &str, pid: u64, to: &str) -> Host
         }
     }
     std::future::pending().await
+}
+
+/// The source's process stands still for good; the daemons give each other up, and the target's its copy.
+async fn deaf(sim: &Arc<Sim>, host: &str, uid: &str, pid: u64, to: &str) -> HostResult<()> {
+    let taken = {
+        let mut w = sim.lock();
+        let source = w.machines.get_mut(host).and_then(|m| m.qemus.get_mut(uid));
+        if let Some(source) = source.filter(|q| q.pid == pid) {
+            source.deaf = true;
+            source.state = QemuState::Paused;
+        }
+        w.touch();
+        w.machines.get(to).and_then(|m| m.qemus.get(uid)).map(|q| q.pid)
+    };
+    sim.wait(KEEPALIVE_MS).await;
+    let mut w = sim.lock();
+    let target = w.machines.get(to).and_then(|m| m.qemus.get(uid));
+    if target.is_some_and(|q| Some(q.pid) == taken && q.state == QemuState::Incoming) {
+        w.end_qemu(to, uid, Ending::Failed);
+    }
+    Err(HostError::unknown("migrate", uid, "the source's process does not answer"))
 }
 
 fn failed_move(sim: &Arc<Sim>, host: &str, vm: &str, uid: &str, to: &str, why: &str) -> HostError {

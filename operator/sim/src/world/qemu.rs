@@ -400,7 +400,7 @@ pub(crate) async fn start(sim: &Arc<Sim>, host: &str, order: &DomainSpec) -> Hos
                 }
             }
             FailAs::Hang => std::future::pending::<()>().await,
-            FailAs::Unknown | FailAs::Lost | FailAs::Stuck => {}
+            FailAs::Unknown | FailAs::Lost | FailAs::Stuck | FailAs::Deaf => {}
         }
     }
     let made = {

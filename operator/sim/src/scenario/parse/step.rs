@@ -262,6 +262,9 @@ fn fail(f: &mut Fields<'_>) -> Option<Verb> {
     if matches!(how, FailAs::Lost | FailAs::Stuck) && stage != Stage::Switched {
         f.problem(format!("step `fail`: `as: {how}` goes with `stage: switched` only"));
     }
+    if how == FailAs::Deaf && stage != Stage::Copying {
+        f.problem(format!("step `fail`: `as: {how}` goes with `stage: copying` only"));
+    }
     if f.has("stage") && op.is_some_and(|op| op != FailOp::Migrate) {
         f.problem("step `fail`: `stage` goes with `op: migrate` only".to_owned());
     }

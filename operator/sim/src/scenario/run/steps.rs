@@ -102,6 +102,7 @@ impl Stage {
                         FailAs::Unknown => model::FailAs::Unknown,
                         FailAs::Lost => model::FailAs::Lost,
                         FailAs::Stuck => model::FailAs::Stuck,
+                        FailAs::Deaf => model::FailAs::Deaf,
                     },
                 };
                 self.cluster.sim.lock().fails.push(fail);
