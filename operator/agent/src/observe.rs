@@ -68,7 +68,7 @@ pub(crate) struct Seen {
     pub(crate) lock: Option<LockLook>,
     /// Moves that are under way, and how far; `None`: none is.
     pub(crate) jobs: BTreeMap<String, Option<MigrationProgress>>,
-    /// VMs that were asked about their moves and have not answered, by their uid.
+    /// Uids of VMs of whose moves away nothing could be read.
     pub(crate) silent: BTreeSet<String>,
     /// What moves took that are over and brought a VM here which runs now.
     pub(crate) arrivals: BTreeMap<String, Arrival>,
@@ -90,16 +90,12 @@ pub(crate) async fn look(context: Arc<Context>, look: Look) -> Seen {
             Ok(job) => {
                 seen.jobs.insert(uid.clone(), job);
             }
-            Err(error) if error.is_unknown() => {
-                seen.silent.insert(uid.clone());
-                // One that hangs says nothing of the others, but a daemon that hangs does.
-                if context.now() >= until {
-                    break;
-                }
-            }
+            // One that hangs says nothing of the others, but a daemon that hangs does.
+            Err(error) if error.is_unknown() && context.now() >= until => break,
             Err(_) => {}
         }
     }
+    seen.silent = look.moving.into_iter().filter(|uid| !seen.jobs.contains_key(uid)).collect();
     match timed("list", "domains", 5, hypervisor.list()).await {
         Ok(domains) => {
             seen.live = Some(domains.into_iter().map(|d| (d.uuid.clone(), d)).collect());

@@ -11,7 +11,9 @@ use futures::stream::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use stockade_core::agent::decide::STORAGE_LOST;
-use stockade_core::agent::moves::{Copy, CopyEnd, Job, must_have_come, source_order, target_order};
+use stockade_core::agent::moves::{
+    Copy, CopyEnd, Job, Silence, must_have_come, source_order, target_order,
+};
 use stockade_core::agent::observed::{Busy, Order, VmMemory};
 use stockade_core::agent::types::{LiveDomain, LiveState};
 use stockade_core::agent::{HostAction, Observed, decide, self_fence, status_of};
@@ -448,10 +450,12 @@ impl Loop {
         for (uid, job) in &seen.jobs {
             let memory = self.memory.entry(uid.clone()).or_default();
             memory.job = Some(Job::read(memory.job, *job, now));
-            memory.silent_since = None;
+            memory.silent = None;
         }
         for uid in &seen.silent {
-            self.memory.entry(uid.clone()).or_default().silent_since.get_or_insert(now);
+            let state = seen.live.as_ref().map(|live| live.get(uid).map(|d| d.state));
+            let memory = self.memory.entry(uid.clone()).or_default();
+            memory.silent = Silence::after(memory.silent, state, now);
         }
         for (uid, arrival) in &seen.arrivals {
             let memory = self.memory.entry(uid.clone()).or_default();
@@ -569,13 +573,16 @@ impl Loop {
             }
             let memory = self.memory.entry(uid.clone()).or_default();
             match &action {
-                HostAction::Kill { .. } | HostAction::Abandon { .. } => {
+                HostAction::Kill { .. }
+                | HostAction::Abandon { .. }
+                | HostAction::GiveUp { .. } => {
                     if self.killed.get(&uid).is_some_and(|at| now.saturating_sub(*at) < RETRY) {
                         continue;
                     }
                     self.killed.insert(uid.clone(), now);
                     memory.kill_asked.get_or_insert(now);
                     memory.storage_lost |= matches!(action, HostAction::Abandon { .. });
+                    memory.hung |= matches!(action, HostAction::GiveUp { .. });
                 }
                 HostAction::Shutdown => memory.shutdown_asked = Some(now),
                 HostAction::Start | HostAction::Prepare => {
@@ -585,7 +592,7 @@ impl Loop {
                 HostAction::Migrate { .. } => {
                     memory.copy = None;
                     memory.job = None;
-                    memory.silent_since = None;
+                    memory.silent = None;
                     memory.abort_asked = None;
                 }
                 HostAction::AbortMove => {

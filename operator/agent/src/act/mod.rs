@@ -76,7 +76,9 @@ async fn perform(
             Some(order) => adopt::adopt(context, order, *from, done).await,
             None => Ok(()),
         },
-        HostAction::Kill { epoch } | HostAction::Abandon { epoch } => {
+        HostAction::Kill { epoch }
+        | HostAction::Abandon { epoch }
+        | HostAction::GiveUp { epoch } => {
             timed("kill", uid, CALL_SECONDS, hypervisor.kill(uid, *epoch)).await.map_err(text)
         }
         HostAction::Suspend => {

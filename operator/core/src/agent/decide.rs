@@ -47,6 +47,11 @@ pub enum HostAction {
         /// Its epoch.
         epoch: i64,
     },
+    /// Kill the process: it hangs in a move.
+    GiveUp {
+        /// Its epoch.
+        epoch: i64,
+    },
     /// A human says that the copy which runs here is the VM: take it in under the order's epoch.
     Adopt {
         /// The epoch that the copy has in its metadata; 0: none.
@@ -433,8 +438,9 @@ fn how_it_ended(j: &JournalVm, memory: &VmMemory, want: Option<Want>, history: b
     match memory.stopped {
         _ if memory.storage_lost => End::StorageLost,
         _ if memory.kill_asked.is_some() && want == Some(Want::Stopped) => End::Stopped,
-        // Nobody ordered its end: it was killed because it hung.
-        _ if memory.kill_asked.is_some() && want == Some(Want::Running) => End::Crashed,
+        // It left in the moment in which it was given up.
+        Some(StopReason::Migrated) if memory.hung => End::Migrated,
+        _ if memory.hung => End::Crashed,
         _ if memory.kill_asked.is_some() => End::Killed,
         Some(StopReason::Shutdown) if memory.shutdown_asked.is_some() => End::Stopped,
         Some(StopReason::Shutdown) => End::GuestShutdown,

@@ -34,6 +34,8 @@ pub const HANGS: u64 = 10_000;
 /// return path closes the socket that its migration thread then polls for good, with the big lock
 /// held (`qio_channel_wait` below `qemu_savevm_state_complete_precopy`).
 pub const SILENT: u64 = 120_000;
+/// So many looks at least must have found it so: one may have met a daemon that was just back.
+pub const SILENT_LOOKS: u32 = 3;
 
 /// The hypervisor's call that moves a VM away, as this run of the agent knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +96,31 @@ impl Job {
 fn is_a_step(told: &MigrationProgress, now: &MigrationProgress) -> bool {
     let sent = now.processed_bytes.saturating_sub(told.processed_bytes);
     told.percent != now.percent || (sent > 0 && sent >= now.total_bytes.div_euclid(20))
+}
+
+/// A QEMU that has said nothing of its move away while its guest stood still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Since when.
+    pub since: u64,
+    /// How many looks found it so.
+    pub looks: u32,
+}
+
+impl Silence {
+    /// What is known after one more look that had no answer. `state`: what the VM does, by a list of
+    /// that look; outer `None`: there was no list, and nothing is known of any VM.
+    #[must_use]
+    pub fn after(before: Option<Self>, state: Option<Option<LiveState>>, now: u64) -> Option<Self> {
+        match state {
+            None => before,
+            Some(None | Some(LiveState::Running)) => None,
+            Some(Some(_)) => {
+                let Self { since, looks } = before.unwrap_or(Self { since: now, looks: 0 });
+                Some(Self { since, looks: looks.saturating_add(1) })
+            }
+        }
+    }
 }
 
 /// What a move that came in took.
@@ -174,14 +201,18 @@ pub fn source(
     }
     if active(m, j, memory) {
         let since = |at: u64| now.saturating_sub(at);
-        if state != LiveState::Running && memory.silent_since.is_some_and(|at| since(at) >= SILENT)
-        {
-            return Some(HostAction::Kill { epoch: order.epoch });
+        let silent = memory.silent.filter(|s| since(s.since) >= SILENT && s.looks >= SILENT_LOOKS);
+        if state != LiveState::Running && silent.is_some() && !order.paused && !o.suspended {
+            return Some(HostAction::GiveUp { epoch: order.epoch });
         }
-        // What is to end does so though its copy hangs: it is asked to, and killed in the end.
-        if order.want != Want::Running && memory.abort_asked.is_some_and(|at| since(at.0) >= HANGS)
-        {
-            return None;
+        // What is to end does so though its copy hangs. Nothing reaches its guest meanwhile.
+        let grace = match order.want {
+            Want::Stopped => u64::try_from(order.grace_seconds).unwrap_or(0).saturating_mul(1_000),
+            _ => 0,
+        };
+        let hangs = memory.abort_asked.is_some_and(|at| since(at.0) >= HANGS.saturating_add(grace));
+        if order.want != Want::Running && hangs {
+            return Some(HostAction::Kill { epoch: order.epoch });
         }
         let slow = too_slow(order, m, memory, now);
         let due = memory.abort_asked.is_none_or(|at| since(at.1) >= ABORT_AGAIN);

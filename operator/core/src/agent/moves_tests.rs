@@ -1,9 +1,11 @@
 //! Both sides of a live move, line by line.
 
+use std::collections::BTreeMap;
+
 use stockade_crds::v1alpha1::*;
 
 use super::decide::HostAction;
-use super::moves::{Arrival, Copy, CopyEnd, HANGS, Job, SILENT, STALLED};
+use super::moves::{Arrival, Copy, CopyEnd, HANGS, Job, SILENT, SILENT_LOOKS, STALLED, Silence};
 use super::records::judge;
 use super::tests::{UID, gone, live, only, order, ran, record, world};
 use super::types::*;
@@ -260,20 +262,35 @@ fn a_qemu_that_hangs_for_good_in_a_move_is_killed_and_said_to_have_crashed() {
     memory.copy = Some(Copy { id: "m1".into(), end: Some(CopyEnd::Unknown("cut".into())) });
     memory.job = Some(Job { active: true, since: 1_000, ..Job::default() });
     memory.abort_asked = Some((STALLED, SILENT));
-    memory.silent_since = Some(1_000);
+    memory.silent = Some(Silence { since: 1_000, looks: SILENT_LOOKS });
     assert_eq!(only(&o, SILENT + 999), None, "TCP may give it up yet");
-    assert_eq!(only(&o, SILENT + 1_000), Some(HostAction::Kill { epoch: E }));
+    let given_up = Some(HostAction::GiveUp { epoch: E });
+    assert_eq!(only(&o, SILENT + 1_000), given_up);
     o.live = Some([(UID.to_owned(), live(E, LiveState::Running))].into());
-    assert_ne!(only(&o, SILENT + 1_000), Some(HostAction::Kill { epoch: E }), "its guest runs");
-    o.live = Some(Default::default());
-    gone(&mut o).kill_asked = Some(SILENT + 1_000);
-    let release = HostAction::Release { epoch: E, end: End::Crashed, history: false };
-    assert_eq!(only(&o, SILENT + 9_000), Some(release));
+    assert_ne!(only(&o, SILENT + 1_000), given_up, "its guest runs");
+    o.live = Some(BTreeMap::new());
+    let memory = gone(&mut o);
+    (memory.kill_asked, memory.hung) = (Some(SILENT + 1_000), true);
+    let release = |end| Some(HostAction::Release { epoch: E, end, history: false });
+    assert_eq!(only(&o, SILENT + 9_000), release(End::Crashed));
+    gone(&mut o).stopped = Some(StopReason::Migrated);
+    assert_eq!(only(&o, SILENT + 9_000), release(End::Migrated), "it left in that moment");
     let over = JournalVm { end: Some(End::Crashed), released: true, ..begun };
     o.journal.as_mut().unwrap().vms.insert(UID.into(), over);
     let status = status_of(&o, UID, SILENT + 9_000).unwrap();
     assert!(status.message.contains("had not answered for 120 s in a move"), "{status:?}");
     assert_eq!(status.migration.unwrap().state, MigrationState::Failed);
+}
+
+#[test]
+fn a_silence_counts_while_a_list_says_that_the_guest_stands_still() {
+    let paused = Some(Some(LiveState::Paused));
+    let first = Silence::after(None, paused, 5);
+    assert_eq!(first, Some(Silence { since: 5, looks: 1 }));
+    assert_eq!(Silence::after(first, None, 9), first, "a daemon that is away says nothing");
+    assert_eq!(Silence::after(first, paused, 9), Some(Silence { since: 5, looks: 2 }));
+    assert_eq!(Silence::after(first, Some(Some(LiveState::Running)), 9), None);
+    assert_eq!(Silence::after(first, Some(None), 9), None);
 }
 
 #[test]
@@ -287,6 +304,10 @@ fn a_vm_that_is_to_end_does_so_though_its_copy_hangs() {
     assert_eq!(only(&o, 0), Some(HostAction::AbortMove), "its copy first");
     o.memory.entry(UID.into()).or_default().abort_asked = Some((0, 5_000));
     assert_eq!(only(&o, HANGS), Some(HostAction::Kill { epoch: E }));
+    let order = &mut o.orders.as_mut().unwrap().get_mut(UID).unwrap().spec;
+    (order.want, order.grace_seconds) = (Want::Stopped, 30);
+    assert_eq!(only(&o, HANGS), Some(HostAction::AbortMove), "it may come back within its grace");
+    assert_eq!(only(&o, HANGS + 30_000), Some(HostAction::Kill { epoch: E }));
 }
 
 #[test]

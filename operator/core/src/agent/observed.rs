@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use stockade_crds::v1alpha1::{DomainSpec, DomainStatus, LockKind, LockReport, StorageReport};
 
 use super::Guards;
-use super::moves::{Arrival, Copy, Job};
+use super::moves::{Arrival, Copy, Job, Silence};
 use super::types::{
     JournalState, JournalVm, LiveChange, LiveDomain, Presence, Started, StopReason,
 };
@@ -87,8 +87,10 @@ pub struct VmMemory {
     pub copy: Option<Copy>,
     /// The move's job, as last read; `None`: not read yet.
     pub job: Option<Job>,
-    /// Since when its hypervisor has left open how far the move away is; `None`: it answers.
-    pub silent_since: Option<u64>,
+    /// Whether its QEMU leaves open how far the move away is; `None`: it answers, or its guest runs.
+    pub silent: Option<Silence>,
+    /// It was killed because it hung in a move.
+    pub hung: bool,
     /// The move that brings or brought it here.
     pub came: Option<String>,
     /// What that move took, as far as the hypervisor knows; `None`: not read yet.
@@ -123,7 +125,8 @@ impl Default for VmMemory {
             deleted_order: 0,
             copy: None,
             job: None,
-            silent_since: None,
+            silent: None,
+            hung: false,
             came: None,
             arrival: None,
             whole_since: None,

@@ -85,7 +85,7 @@ fn released(
     if status.end != j.end || !failed || !memory.trouble.is_empty() {
         status.message.clone_from(&memory.trouble);
     }
-    if j.end == Some(End::Crashed) && memory.kill_asked.is_some() {
+    if j.end == Some(End::Crashed) && memory.hung {
         status.message = format!(
             "it was killed: its QEMU had not answered for {} s in a move, and its guest stood still",
             moves::SILENT / 1_000
