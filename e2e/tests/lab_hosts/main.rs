@@ -7,6 +7,7 @@
 mod by_hand;
 mod deaths;
 mod doubts;
+mod drain;
 mod healed;
 mod move_cuts;
 mod moves;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         Part::new("watchdog", &[watchdog::RESET]),
         Part::new("reboot", &[shutdown::REBOOT]),
         Part::selected("poweroff", &[shutdown::POWER_OFF]),
-        Part::new("drain", &[moves::DRAIN]),
+        Part::new("drain", &[drain::DRAIN]),
         Part::new("canary", &[moves::CANARY]),
         Part::new("cuts", &[move_cuts::CUTS]),
         Part::new("upkeep", &[upkeep::MAINTENANCE]),

@@ -1,21 +1,18 @@
-//! Guests that go from host to host with their locks, and hosts that are emptied.
+//! Guests that go from host to host with their locks, and what the wire shows of them.
 
 use std::time::{Duration, Instant};
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, Prover, apply, comes_back, condition, ensure, kubectl, machine,
-    object, runs, said, sh,
+    Case, HOSTS, LIMIT, Outcome, Prover, apply, condition, ensure, kubectl, machine, object, runs,
+    said, sh,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
-use super::stage::{LONG, Stage, fence};
+use super::stage::Stage;
 
 pub const FOUR: Case =
     ("a_guest_that_moves_four_times_never_boots_and_its_lock_goes_with_it", four_moves);
-pub const DRAIN: Case =
-    ("a_drained_host_without_power_is_not_fenced_and_its_guest_never_booted", drain);
-
 pub const CANARY: Case =
     ("the_memory_of_a_guest_that_moves_never_crosses_the_wire_in_clear", canary);
 
@@ -182,39 +179,4 @@ pub fn only_there(cluster: &Cluster, vm: &str, host: &str) -> Outcome {
         }
     });
     locked.map_err(said)
-}
-
-fn drain(cluster: &Cluster, log: &Log) -> Outcome {
-    let stage = Stage::set(cluster, log)?;
-    moves_are_ready(cluster)?;
-    let host = stage.victim()?;
-    let (name, boot) = (host.name(), stage.boot(host.name()).to_owned());
-    let since = Instant::now();
-    log.say(cluster.plugin(&["drain", name]).map_err(said)?.trim());
-    let empty = until("the host is empty", LIMIT, || {
-        match condition(&object(cluster, &["shost", name])?, "Drained") {
-            ("True", _) => Ok(()),
-            (_, message) => Err(message.to_owned()),
-        }
-    });
-    empty.map_err(said)?;
-    log.say(format!("{name} is empty after {:.1} s", since.elapsed().as_secs_f64()));
-    for guest in stage.guests_on(&[name], true) {
-        let on = runs(cluster, guest.prover.name, name)?;
-        only_there(cluster, guest.prover.name, &on)?;
-    }
-    host.power_cut().map_err(said)?;
-    stage.holds_for(LONG, || {
-        let fence = fence(cluster, &boot)?;
-        ensure(fence.is_null(), || format!("there is a certificate: {fence}"))?;
-        stage.left_alone(&[name])?;
-        stage.guests_on(&[name], true).into_iter().try_for_each(|guest| {
-            guest.prover.goes_on(cluster)?;
-            let (_, boots) = guest.prover.counters(cluster)?;
-            ensure(boots == guest.boots, || format!("{guest:?} has booted: {boots}"))
-        })
-    })?;
-    log.say(cluster.plugin(&["uncordon", name]).map_err(said)?.trim());
-    comes_back(cluster, host, &boot)?;
-    stage.ends_well()
 }
