@@ -275,7 +275,13 @@ pub fn heal(cluster: &Cluster) -> Outcome {
         host.reconnect().map_err(said)?;
         signal_agent(host, "CONT")?;
     }
-    ["h3", "s1"].into_iter().try_for_each(|name| allow_nfs_server(machine(cluster, name)?))
+    ["h3", "s1"].into_iter().try_for_each(|name| allow_nfs_server(machine(cluster, name)?))?;
+    for name in HOSTS {
+        if !object(cluster, &["shost", name])?.is_null() {
+            cluster.plugin(&["uncordon", name]).map_err(said)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sends a host's agent a signal, if it runs.
