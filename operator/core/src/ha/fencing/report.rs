@@ -308,15 +308,15 @@ fn deny_and_break(
         let boot_id = boot.clone();
         let storage = storage.clone();
         // Where nobody can be denied, the server itself waits for the lease to run out.
-        let may_break = status.denied.contains(&storage)
-            || world.server.undeniable.contains(&key)
-            || !world.guards.denial_first;
+        let undeniable = world.server.undeniable.contains(&key);
+        let may_break =
+            status.denied.contains(&storage) || undeniable || !world.guards.denial_first;
         if !status.locks_broken.contains(&storage) && may_break {
             // Safety §8.3: not while another boot may hold the other side of a move.
             if !crate::moves::undecided(world, &fence.spec.host_uid, boot.as_str()) {
                 out.intents.push(Intent::BreakLocks { storage, host, boot_id });
             }
-        } else if !status.denied.contains(&storage) {
+        } else if !status.denied.contains(&storage) && !undeniable {
             out.intents.push(Intent::Deny { storage, host, boot_id });
         }
     }

@@ -199,6 +199,27 @@ fn what_was_asked_of_a_server_about_a_boot_that_lives_is_taken_back_though_it_ne
 }
 
 #[test]
+fn a_server_that_can_deny_nobody_is_asked_once_and_no_more_after_its_locks_are_broken() {
+    let asked = |bed: &Bed| -> Vec<&str> {
+        let word = |intent: &Intent| match intent {
+            Intent::Deny { .. } => Some("deny"),
+            Intent::BreakLocks { .. } => Some("break"),
+            _ => None,
+        };
+        plan(&bed.world).intents.iter().filter_map(word).collect()
+    };
+    let mut bed = Bed::new();
+    bed.placed("h1", "Ordered");
+    bed.certificate("h1", json!({"proof": "Power"}));
+    bed.beat(&["h2", "h3"], 10);
+    assert_eq!(asked(&bed), ["deny"]);
+    bed.world.server.undeniable.insert(("vms".to_owned(), "boot-h1".to_owned()));
+    assert_eq!(asked(&bed), ["break"]);
+    bed.certificate("h1", json!({"proof": "Power", "locksBroken": ["vms"]}));
+    assert!(asked(&bed).is_empty(), "{:?}", asked(&bed));
+}
+
+#[test]
 fn life_after_the_proof_is_remembered_until_the_certificate_says_so() {
     for after in [true, false] {
         let mut bed = Bed::new();
