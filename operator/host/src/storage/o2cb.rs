@@ -27,6 +27,8 @@ pub struct O2cb {
     pub sys: PathBuf,
     /// The file for OCFS2's own tools: `/etc/ocfs2/cluster.conf`.
     pub conf: PathBuf,
+    /// Numbers of the nodes that beat on a disk of ours: `/sys/kernel/debug/o2hb/livenodes`.
+    pub live: PathBuf,
 }
 
 impl Default for O2cb {
@@ -35,6 +37,7 @@ impl Default for O2cb {
             configfs: "/sys/kernel/config".into(),
             sys: "/sys/fs/ocfs2".into(),
             conf: "/etc/ocfs2/cluster.conf".into(),
+            live: "/sys/kernel/debug/o2hb/livenodes".into(),
         }
     }
 }
@@ -46,8 +49,8 @@ pub(super) fn cluster_name(cluster_id: &str) -> String {
 }
 
 impl O2cb {
-    /// Makes the kernel know the cluster with these nodes; nodes that joined since are added to one
-    /// that runs. Idempotent.
+    /// Makes the kernel know the cluster with these nodes, and no others: nodes are added to one that
+    /// runs, and those that have left are taken out. Idempotent.
     ///
     /// # Errors
     /// [`HostError::Refused`] with the remedy for what a person must mend.
@@ -77,6 +80,29 @@ impl O2cb {
         write(&threshold, &wanted.heartbeat_threshold.to_string())?;
         for node in &wanted.nodes {
             self.node(&cluster, node, node.number == wanted.node_number)?;
+        }
+        self.without_others(&cluster, &wanted.nodes)
+    }
+
+    /// Takes nodes out that are none any more: o2dlm lets nobody mount whose list differs by one.
+    ///
+    /// A node that beats stays until it has unmounted; so does any if it is not known who beats.
+    fn without_others(&self, cluster: &Path, nodes: &[OcfsNode]) -> HostResult<()> {
+        let root = cluster.join("node");
+        let known = fs::read_dir(&root).map_err(failed(OP, &root))?.flatten();
+        let names = known.filter_map(|entry| entry.file_name().into_string().ok());
+        let others: Vec<String> =
+            names.filter(|name| !nodes.iter().any(|node| node.name == *name)).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let Ok(live) = fs::read_to_string(&self.live) else { return Ok(()) };
+        for other in others.iter().map(|name| root.join(name)) {
+            let number = fs::read_to_string(other.join("num")).unwrap_or_default();
+            if live.split_whitespace().any(|beats| beats == number.trim()) {
+                continue;
+            }
+            fs::remove_dir(&other).map_err(failed(OP, &other))?;
         }
         Ok(())
     }
@@ -178,8 +204,12 @@ mod tests {
         fs::create_dir_all(at("config/cluster")).unwrap();
         fs::create_dir_all(at("sys")).unwrap();
         fs::write(at("sys/cluster_stack"), "o2cb\n").unwrap();
-        let o2cb =
-            O2cb { configfs: at("config"), sys: at("sys"), conf: at("etc/ocfs2/cluster.conf") };
+        let o2cb = O2cb {
+            configfs: at("config"),
+            sys: at("sys"),
+            conf: at("etc/ocfs2/cluster.conf"),
+            live: at("livenodes"),
+        };
         (folder, o2cb)
     }
 
@@ -207,6 +237,24 @@ mod tests {
         assert!(matches!(o2cb.ensure("c1", &moved).await, Err(HostError::Refused { .. })));
         let other = o2cb.ensure("c2", &wanted(vec![h2])).await;
         assert!(other.unwrap_err().to_string().contains("o2cb cluster c1"));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_left_is_taken_out_once_it_beats_no_more() {
+        let (folder, o2cb) = place();
+        let nodes = folder.path().join("config/cluster/c1/node");
+        fs::create_dir_all(folder.path().join("config/cluster/c1/heartbeat")).unwrap();
+        // The kernel's folders go with their files; these have none.
+        fs::create_dir_all(nodes.join("gone")).unwrap();
+        fs::create_dir_all(nodes.join("beats")).unwrap();
+        fs::write(nodes.join("beats/num"), "3\n").unwrap();
+        let own = || wanted(vec![node("h2", 2, "10.0.0.2")]);
+        o2cb.ensure("c1", &own()).await.unwrap();
+        assert!(nodes.join("gone").exists(), "it is not known who beats");
+        fs::write(folder.path().join("livenodes"), "2 3 \n").unwrap();
+        o2cb.ensure("c1", &own()).await.unwrap();
+        let left = |name: &str| nodes.join(name).exists();
+        assert_eq!((left("gone"), left("beats"), left("h2")), (false, true, true));
     }
 
     #[test]
