@@ -181,9 +181,12 @@ pub struct AgentStorage {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AgentOcfs2 {
-    /// The target to log in to; absent: the device is there.
+    /// The target to log in to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iscsi: Option<AgentIscsi>,
+    /// The AoE device to look for; this and `iscsi` absent: the device is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aoe: Option<AgentAoe>,
     /// This host's node number; 0: none yet.
     pub node_number: i32,
     /// All nodes of the cluster.
@@ -213,6 +216,19 @@ pub struct AgentIscsi {
     pub lun: i32,
 }
 
+/// An AoE device, as its clients and its server know it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentAoe {
+    /// Shelf.
+    pub shelf: i32,
+    /// Slot.
+    pub slot: i32,
+    /// Network interface.
+    #[schemars(length(max = 15))]
+    pub interface: String,
+}
+
 /// A node of an o2cb cluster.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -237,12 +253,15 @@ pub struct AgentExport {
     /// The folder, or the device or file.
     #[schemars(length(min = 1, max = 255))]
     pub path: String,
-    /// The target that the device is given as; absent: the folder is exported by NFS.
+    /// The iSCSI target that the device is given as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<AgentTarget>,
+    /// The AoE device that it is given as; this and `target` absent: the folder is exported by NFS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aoe: Option<AgentAoe>,
     /// Lease time of the NFS server in seconds; of several exports the shortest counts.
     pub lease_seconds: i32,
-    /// The hosts that may mount it, and nobody else.
+    /// The hosts that may mount it, and nobody else; AoE is open to whoever is on its network.
     #[serde(default)]
     #[schemars(length(max = 4096))]
     pub clients: Vec<ExportClient>,

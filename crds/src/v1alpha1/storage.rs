@@ -178,6 +178,7 @@ pub struct Iscsi {
 /// An AoE device.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.servedBy) == has(self.backing)").message("spec.ocfs2.aoe: servedBy and backing go together; backing is the device or file of the serving host"), validation = Rule::new("has(self.servedBy) == has(oldSelf.servedBy) && (!has(self.servedBy) || self.servedBy == oldSelf.servedBy) && self.shelf == oldSelf.shelf && self.slot == oldSelf.slot").message("spec.ocfs2.aoe: shelf, slot and servedBy can't change, for two servers of one device spoil it; make another storage"))]
 pub struct Aoe {
     /// Shelf.
     #[schemars(range(min = 0, max = 65534))]
@@ -185,7 +186,7 @@ pub struct Aoe {
     /// Slot.
     #[schemars(range(min = 0, max = 254))]
     pub slot: i32,
-    /// Interface of the clients.
+    /// Network interface on which all hosts reach it, the serving one included.
     #[schemars(length(min = 1, max = 15))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._-]+$')").message("spec.ocfs2.aoe.interface: name a network interface of the hosts, like eth1"))]
     pub interface: String,
@@ -193,6 +194,11 @@ pub struct Aoe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 49))]
     pub served_by: Option<String>,
+    /// The device or file on that Host which is given; it must be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^/[A-Za-z0-9._:+/-]+$')").message("spec.ocfs2.aoe.backing: give the absolute path of a device or file of the serving host"))]
+    pub backing: Option<String>,
 }
 
 /// A device by a stable path.

@@ -27,7 +27,8 @@ ip link set lab up
 shift
 for tap in "$@"; do
     ip tuntap add dev "$tap" mode tap
-    ip link set "$tap" master lab up
+    # Machines may use large frames; AoE is slow without.
+    ip link set "$tap" mtu 9000 master lab up
 done
 echo mounted
 exec cat >/dev/null

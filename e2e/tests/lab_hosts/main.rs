@@ -4,6 +4,7 @@
 //! Every part begins by itself, whatever the one before it left. The selected ones are those that
 //! every change is tried by: one at least a storage, lock manager, fence path and kind of move.
 
+mod aoe;
 mod by_hand;
 mod deaths;
 mod doubts;
@@ -53,5 +54,6 @@ fn main() -> ExitCode {
         Part::new("lease", &[nfs::UNBROKEN]),
         Part::begun("sanlock", 2, &sanlock::CASES),
         Part::begun("ocfs2", 1, &ocfs2::CASES),
+        Part::new("aoe", &aoe::CASES),
     ])
 }

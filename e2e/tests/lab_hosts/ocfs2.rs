@@ -13,10 +13,18 @@ use super::power_cut::power_cut;
 use super::{moves, sanlock, watchdog};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/iscsi-ocfs2-ha");
-const MOUNT: &str = "/srv/stockade/san";
 
-/// The file that s1 gives as a device.
-const LUN: &str = "/srv/luns/san";
+/// OCFS2 on a file that s1 gives as a device.
+pub struct Given {
+    /// The SharedStorage.
+    pub storage: &'static str,
+    /// Where the hosts mount it.
+    pub mount: &'static str,
+    /// The file on s1.
+    pub file: &'static str,
+}
+
+const SAN: Given = Given { storage: "san", mount: "/srv/stockade/san", file: "/srv/luns/san" };
 
 const FROM_BARE: Case =
     ("one_apply_makes_ocfs2_on_a_blank_iscsi_device_and_a_vm_runs_there_under_a_lease", from_bare);
@@ -42,69 +50,99 @@ pub const CASES: [Case; 7] = [
     ("after_a_cold_reboot_a_host_mounts_ocfs2_again_by_itself", cold_reboot),
 ];
 
-/// Waits until all three hosts have it mounted, each by a node number of its own.
-fn ready(cluster: &Cluster) -> Outcome {
-    let ready = until("three hosts have mounted OCFS2", LIMIT, || {
-        let storage = object(cluster, &["sst", "san"])?;
-        let (status, message) = condition(&storage, "Ready");
-        let all = status == "True" && storage["status"]["readyHosts"] == 3;
-        if all { Ok(storage) } else { Err(message.to_owned()) }
-    });
-    let storage = ready.map_err(said)?;
-    let mut numbers = Vec::new();
-    for name in HOSTS {
-        let uid = object(cluster, &["shost", name])?["status"]["hostUid"].clone();
-        let number = storage["status"]["nodeNumbers"][uid.as_str().unwrap_or_default()].as_i64();
-        let number = number.unwrap_or_default();
-        let host = machine(cluster, name)?;
-        let shown = sh(
-            host,
-            &format!(
-                "findmnt -n -o FSTYPE {MOUNT}; cat /sys/kernel/config/cluster/*/node/{name}/num \
-                 /sys/kernel/config/cluster/*/node/{name}/local"
-            ),
-        )?;
-        let expected = format!("ocfs2\n{number}\n1");
-        ensure(shown.trim() == expected, || format!("{name}: {shown} and not {expected}"))?;
-        numbers.push(number);
-    }
-    numbers.sort_unstable();
-    numbers.dedup();
-    ensure(numbers.len() == 3 && numbers[0] > 0, || format!("node numbers {numbers:?}"))
-}
-
-/// What one host writes the others read.
-fn shared(cluster: &Cluster, hosts: &[&str]) -> Outcome {
-    for writer in hosts {
-        let script = format!("echo {writer} >{MOUNT}/said-by-{writer}");
-        sh(machine(cluster, writer)?, &script)?;
-        for reader in hosts {
-            let script = format!("cat {MOUNT}/said-by-{writer}");
-            let read = sh(machine(cluster, reader)?, &script)?;
-            ensure(read.trim() == *writer, || format!("{reader} reads {read:?} of {writer}"))?;
+impl Given {
+    /// Waits until all three hosts have it mounted, each by a node number of its own.
+    pub fn ready(&self, cluster: &Cluster) -> Outcome {
+        let ready = until("three hosts have mounted OCFS2", LIMIT, || {
+            let storage = object(cluster, &["sst", self.storage])?;
+            let (status, message) = condition(&storage, "Ready");
+            let all = status == "True" && storage["status"]["readyHosts"] == 3;
+            if all { Ok(storage) } else { Err(message.to_owned()) }
+        });
+        let storage = ready.map_err(said)?;
+        let mut numbers = Vec::new();
+        for name in HOSTS {
+            let uid = object(cluster, &["shost", name])?["status"]["hostUid"].clone();
+            let number = &storage["status"]["nodeNumbers"][uid.as_str().unwrap_or_default()];
+            let number = number.as_i64().unwrap_or_default();
+            let node = format!("/sys/kernel/config/cluster/*/node/{name}");
+            let script =
+                format!("findmnt -n -o FSTYPE {}; cat {node}/num {node}/local", self.mount);
+            let shown = sh(machine(cluster, name)?, &script)?;
+            let expected = format!("ocfs2\n{number}\n1");
+            ensure(shown.trim() == expected, || format!("{name}: {shown} and not {expected}"))?;
+            numbers.push(number);
         }
+        numbers.sort_unstable();
+        numbers.dedup();
+        ensure(numbers.len() == 3 && numbers[0] > 0, || format!("node numbers {numbers:?}"))
     }
-    Ok(())
+
+    /// What one host writes the others read.
+    pub fn is_shared(&self, cluster: &Cluster, hosts: &[&str]) -> Outcome {
+        let mount = self.mount;
+        for writer in hosts {
+            let script = format!("echo {writer} >{mount}/said-by-{writer}");
+            sh(machine(cluster, writer)?, &script)?;
+            for reader in hosts {
+                let script = format!("cat {mount}/said-by-{writer}");
+                let read = sh(machine(cluster, reader)?, &script)?;
+                ensure(read.trim() == *writer, || format!("{reader} reads {read:?} of {writer}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From a blank device and one apply of an example: a file system that all hosts share, and a VM
+    /// that runs there under a lease.
+    pub fn bring_up(&self, cluster: &Cluster, log: &Log, example: &str) -> Outcome {
+        without_vms(cluster)?;
+        // Of no size on the disk until it is written.
+        let blank = format!("install -d /srv/luns; truncate -s 3G {}", self.file);
+        sh(machine(cluster, "s1")?, &blank)?;
+        hosts_declared(cluster, example)?;
+        self.ready(cluster)?;
+        log.say("OCFS2 is mounted on three hosts");
+        self.is_shared(cluster, &HOSTS)?;
+        sanlock::ready(cluster, self.mount)?;
+        log.say("three hosts have joined the lockspace");
+        let host = runs(cluster, "clustered", "")?;
+        log.say(format!("clustered runs on {host}"));
+        sanlock::leased(cluster, &host)?;
+        let script = format!("stat -c %s {}/default/clustered-root.raw", self.mount);
+        let disk = sh(machine(cluster, &host)?, &script)?;
+        ensure(disk.trim() == "16777216", || format!("its disk has {disk} bytes"))
+    }
+
+    /// The guest whose disk is looked at on s1, below OCFS2: no host has to answer for it.
+    pub fn prover(&self, cluster: &Cluster) -> Result<Prover<'static>, String> {
+        // Its data stay in the place that they are first given.
+        let script = format!("sync; filefrag -v -b1 {}/default/prover.raw", self.mount);
+        let shown = sh(machine(cluster, "h1")?, &script)?;
+        let first = shown.lines().find_map(|line| line.trim().strip_prefix("0:"));
+        let place = first.and_then(|line| line.split(':').nth(1));
+        let at = place.and_then(|place| place.split("..").next()?.trim().parse().ok());
+        let at = at.ok_or_else(|| format!("its place is not shown: {shown}"))?;
+        let (file, storage) = (self.file, self.storage);
+        Ok(Prover { name: "prover", reader: "s1", file, at, storage })
+    }
+
+    /// Declares the guest, and waits until it writes; gives its host.
+    pub fn prover_runs(&self, cluster: &Cluster) -> Result<(Prover<'static>, String), String> {
+        let path = format!("{}/default/prover.raw", self.mount);
+        machine(cluster, "h1")?.write(&path, &Prover::disk()).map_err(said)?;
+        let prover = self.prover(cluster)?;
+        prover.declare_vm(cluster)?;
+        let host = runs(cluster, prover.name, "")?;
+        prover.writes(cluster, 1)?;
+        Ok((prover, host))
+    }
 }
 
 fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
-    without_vms(cluster)?;
-    // Of no size on the disk until it is written.
-    sh(machine(cluster, "s1")?, "install -d /srv/luns; truncate -s 3G /srv/luns/san")?;
-    hosts_declared(cluster, EXAMPLE)?;
-    ready(cluster)?;
-    log.say("OCFS2 is mounted on three hosts");
-    shared(cluster, &HOSTS)?;
+    SAN.bring_up(cluster, log, EXAMPLE)?;
     let targets = sh(machine(cluster, "s1")?, "tgtadm --lld iscsi --op show --mode target")?;
-    ensure(targets.contains("10.78.0.1") && !targets.contains("ALL"), || targets.clone())?;
-    sanlock::ready(cluster, MOUNT)?;
-    log.say("three hosts have joined the lockspace");
-    let host = runs(cluster, "clustered", "")?;
-    log.say(format!("clustered runs on {host}"));
-    sanlock::leased(cluster, &host)?;
-    let disk =
-        sh(machine(cluster, &host)?, &format!("stat -c %s {MOUNT}/default/clustered-root.raw"))?;
-    ensure(disk.trim() == "16777216", || format!("its disk has {disk} bytes"))
+    ensure(targets.contains("10.78.0.1") && !targets.contains("ALL"), || targets.clone())
 }
 
 fn not_blank(cluster: &Cluster, _log: &Log) -> Outcome {
@@ -138,44 +176,21 @@ fn not_blank(cluster: &Cluster, _log: &Log) -> Outcome {
     kubectl(cluster, &["delete", "sst", "data", "--wait=false"]).map(drop)
 }
 
-/// The guest whose disk is looked at on s1, below OCFS2: no host has to answer for it.
-fn prover(cluster: &Cluster) -> Result<Prover<'static>, String> {
-    // Its data stay in the place that they are first given.
-    let script = format!("sync; filefrag -v -b1 {MOUNT}/default/prover.raw");
-    let shown = sh(machine(cluster, "h1")?, &script)?;
-    let first = shown.lines().find_map(|line| line.trim().strip_prefix("0:"));
-    let place = first.and_then(|line| line.split(':').nth(1));
-    let at = place.and_then(|place| place.split("..").next()?.trim().parse().ok());
-    let at = at.ok_or_else(|| format!("its place is not shown: {shown}"))?;
-    Ok(Prover { name: "prover", reader: "s1", file: LUN, at, storage: "san" })
-}
-
-/// Declares the guest, and waits until it writes; gives its host.
-fn prover_runs(cluster: &Cluster) -> Result<(Prover<'static>, String), String> {
-    let path = format!("{MOUNT}/default/prover.raw");
-    machine(cluster, "h1")?.write(&path, &Prover::disk()).map_err(said)?;
-    let prover = prover(cluster)?;
-    prover.declare_vm(cluster)?;
-    let host = runs(cluster, prover.name, "")?;
-    prover.writes(cluster, 1)?;
-    Ok((prover, host))
-}
-
 fn second_start(cluster: &Cluster, log: &Log) -> Outcome {
-    let (prover, host) = prover_runs(cluster)?;
-    log.say(format!("prover runs on {host}, and writes at {} of {LUN}", prover.at));
+    let (prover, host) = SAN.prover_runs(cluster)?;
+    log.say(format!("prover runs on {host}, and writes at {} of {}", prover.at, prover.file));
     sanlock::refused_by_hand(cluster, log, prover, &host)
 }
 
 fn four_moves(cluster: &Cluster, log: &Log) -> Outcome {
-    let prover = prover(cluster)?;
+    let prover = SAN.prover(cluster)?;
     let witness = Witness::start(cluster, &[prover])?;
     moves::moves_around(cluster, log, prover, sanlock::LEASES)?;
     witness.is_content(cluster)
 }
 
 fn dies(cluster: &Cluster, log: &Log) -> Outcome {
-    let prover = prover(cluster)?;
+    let prover = SAN.prover(cluster)?;
     let witness = Witness::start(cluster, &[prover])?;
     let over = power_cut(cluster, log, prover)?;
     let waited = over.issued.saturating_duration_since(over.off);
@@ -183,16 +198,16 @@ fn dies(cluster: &Cluster, log: &Log) -> Outcome {
         format!("the start was issued after {} s, before the lease was over", waited.as_secs())
     })?;
     let left: Vec<&str> = HOSTS.into_iter().filter(|name| *name != over.dead.name()).collect();
-    shared(cluster, &left)?;
+    SAN.is_shared(cluster, &left)?;
     comes_back(cluster, over.dead, &over.boot)?;
-    ready(cluster)?;
-    sanlock::ready(cluster, MOUNT)?;
+    SAN.ready(cluster)?;
+    sanlock::ready(cluster, SAN.mount)?;
     witness.is_content(cluster)
 }
 
 fn path_cut(cluster: &Cluster, log: &Log) -> Outcome {
     all_ready(cluster)?;
-    let prover = prover(cluster)?;
+    let prover = SAN.prover(cluster)?;
     let on = runs(cluster, prover.name, "")?;
     let (_, boots) = prover.counters(cluster)?;
     let witness = Witness::start(cluster, &[prover])?;
@@ -215,7 +230,7 @@ fn path_cut(cluster: &Cluster, log: &Log) -> Outcome {
     let next = runs(cluster, prover.name, "")?;
     log.say(format!("the guest writes on {next} after {:.1} s", since.elapsed().as_secs_f64()));
     comes_back(cluster, host, &before)?;
-    ready(cluster)?;
+    SAN.ready(cluster)?;
     for (name, before) in others {
         let after = boot(cluster, name)?;
         ensure(before == after, || format!("{name} was reset too"))?;
@@ -233,9 +248,9 @@ fn cold_reboot(cluster: &Cluster, log: &Log) -> Outcome {
     host.power_cut().map_err(said)?;
     log.say(format!("{other} has no power"));
     comes_back(cluster, host, &boot)?;
-    ready(cluster)?;
+    SAN.ready(cluster)?;
     log.say(format!("{other} is back with OCFS2"));
-    shared(cluster, &HOSTS)?;
+    SAN.is_shared(cluster, &HOSTS)?;
     let still = runs(cluster, "clustered", "")?;
     ensure(still == on, || format!("the guest went from {on} to {still}"))
 }

@@ -33,6 +33,15 @@ spec:
   mountPath: /srv/cluster
   ocfs2: {iscsi: {portal: nas, target: 'iqn.2026-01.dev.stockade:disk'}}
 ";
+/// A storage on AoE that is accepted.
+pub const AOE: &str = "
+apiVersion: stockade.dev/v1alpha1
+kind: SharedStorage
+metadata: {name: ether}
+spec:
+  mountPath: /srv/ether
+  ocfs2: {aoe: {shelf: 1, slot: 1, interface: eth1, servedBy: s1, backing: /dev/vg/ether}}
+";
 /// A lock manager that is accepted.
 pub const LOCK: &str = "
 apiVersion: stockade.dev/v1alpha1
@@ -438,6 +447,12 @@ pub const WRONG: &[(&str, &str, &str, &str)] = &[
         "spec.ocfs2.aoe.interface",
         "a network interface of the hosts",
     ),
+    (
+        OCFS2,
+        "spec: {ocfs2: {iscsi: null, aoe: {shelf: 0, slot: 1, interface: eth1, backing: /dev/x}}}",
+        "spec.ocfs2.aoe",
+        "servedBy and backing go together",
+    ),
 ];
 
 /// Base, merge patch on the object that stands, part of the refusal.
@@ -445,6 +460,8 @@ pub const FORBIDDEN_CHANGES: &[(&str, &str, &str)] = &[
     (DOMAIN, "spec: {epoch: 3}", "spec.epoch: it never falls"),
     (DOMAIN, "spec: {orderId: 8}", "spec.orderId: it never falls"),
     (NFS, "spec: {mountPath: /srv/other}", "it can't change while VMs may use it"),
+    (AOE, "spec: {ocfs2: {aoe: {slot: 2}}}", "shelf, slot and servedBy can't change"),
+    (AOE, "spec: {ocfs2: {aoe: {servedBy: s2}}}", "shelf, slot and servedBy can't change"),
     (LOCK, "spec: {kind: sanlock}", "kind and storage can't change"),
     (LOCK, "spec: {storage: other}", "kind and storage can't change"),
     (FENCE, "spec: {bootId: boot-2}", "a certificate is for one boot"),

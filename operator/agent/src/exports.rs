@@ -13,14 +13,16 @@ const RETRY: u64 = 1_000;
 /// How long one round may take, in seconds.
 const LIMIT: u64 = 300;
 
-/// Follows HostAgent.spec, for ever. A host that serves nothing and never did is left alone, and
-/// costs nothing.
+/// Follows HostAgent.spec, for ever. A host that serves nothing is looked at once, for what an earlier
+/// agent may have left there, and costs nothing then.
 pub(crate) async fn run(context: Arc<Context>) {
-    let mut serves = false;
+    let (mut serves, mut looked) = (false, false);
     loop {
-        let exports = context.joined_spec().map(|spec| spec.exports.clone()).unwrap_or_default();
+        let spec = context.joined_spec();
+        let known = spec.is_some();
+        let exports = spec.map(|spec| spec.exports.clone()).unwrap_or_default();
         serves |= !exports.is_empty();
-        if !serves {
+        if !serves && (!known || std::mem::replace(&mut looked, true)) {
             context.spec_changed.notified().await;
             continue;
         }

@@ -4,7 +4,7 @@ use stockade_crds::v1alpha1::{
     AgentExport, AgentTarget, BootReference, ExportClient, Host, HostFence, SharedStorage,
 };
 
-use crate::storages::{selects, serving_host};
+use crate::storages::{agent_aoe, aoe_taken_by, can_deny, selects, serving_host};
 use crate::world::World;
 
 /// The exports of the host of that name.
@@ -18,8 +18,12 @@ pub fn of_host(world: &World, server: &str) -> Vec<AgentExport> {
         .storages
         .iter()
         .filter(|(_, storage)| serving_host(storage) == Some(server))
+        .filter(|(name, storage)| aoe_taken_by(world, name, storage).is_none())
         .filter_map(|(name, storage)| Some((name, storage, empty(name, storage)?)))
         .map(|(name, storage, mut export)| {
+            if !can_deny(storage) {
+                return export;
+            }
             for (host, object) in &world.hosts {
                 if host == server || !selects(storage, host, object) {
                     continue;
@@ -53,7 +57,12 @@ fn empty(name: &str, storage: &SharedStorage) -> Option<AgentExport> {
         let (path, lease_seconds) = (nfs.export.clone(), nfs.lease_seconds);
         return Some(AgentExport { path, lease_seconds, ..export });
     }
-    let iscsi = storage.spec.ocfs2.as_ref()?.iscsi.as_ref()?;
+    let ocfs2 = storage.spec.ocfs2.as_ref()?;
+    if let Some(aoe) = &ocfs2.aoe {
+        let path = aoe.backing.clone()?;
+        return Some(AgentExport { path, aoe: Some(agent_aoe(aoe)), ..export });
+    }
+    let iscsi = ocfs2.iscsi.as_ref()?;
     let target = AgentTarget { name: iscsi.target.clone(), lun: iscsi.lun };
     Some(AgentExport { path: iscsi.backing.clone()?, target: Some(target), ..export })
 }
@@ -95,8 +104,8 @@ mod tests {
     use std::sync::Arc;
 
     use stockade_crds::v1alpha1::{
-        HostAgent, HostAgentSpec, HostAgentStatus, HostFenceSpec, HostFenceStatus, HostSpec,
-        ProofKind,
+        AgentAoe, HostAgent, HostAgentSpec, HostAgentStatus, HostFenceSpec, HostFenceStatus,
+        HostSpec, ProofKind,
     };
 
     use super::*;
@@ -158,6 +167,31 @@ mod tests {
         let others = vec!["10.0.0.2".to_owned()];
         assert_eq!(told(&world("dead", Some(proven(&[])))), (others.clone(), true, false));
         assert_eq!(told(&world("dead", Some(proven(&["vms"])))), (others, true, true));
+    }
+
+    #[test]
+    fn a_device_on_aoe_is_open_to_its_network_and_nobody_is_denied_there() {
+        let mut world = world("dead", Some(proven(&[])));
+        let spec = |path: &str| {
+            let text = format!(
+                "{{mountPath: {path}, ocfs2: {{aoe: {{shelf: 1, slot: 2, interface: eth1, \
+                 servedBy: s1, backing: /dev/vg/vms}}}}}}"
+            );
+            serde_yaml::from_str(&text).unwrap()
+        };
+        let vms = SharedStorage::new("vms", spec("/srv/vms"));
+        world.storages.insert("vms".into(), Arc::new(vms));
+        // One device is given once, whoever else names it.
+        let other = SharedStorage::new("without", spec("/srv/without"));
+        world.storages.insert("without".into(), Arc::new(other));
+        let device = AgentAoe { shelf: 1, slot: 2, interface: "eth1".into() };
+        let export = AgentExport {
+            storage: "vms".into(),
+            path: "/dev/vg/vms".into(),
+            aoe: Some(device),
+            ..AgentExport::default()
+        };
+        assert_eq!(of_host(&world, "s1"), [export]);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stockade_crds::conditions::{Decided, READY};
 use stockade_crds::v1alpha1::{
-    AgentIscsi, AgentOcfs2, AgentStorage, Host, LockKind, Ocfs2, OcfsNode, SharedStorage,
-    SharedStorageStatus, StorageKind,
+    AgentAoe, AgentIscsi, AgentOcfs2, AgentStorage, Aoe, Host, LockKind, Ocfs2, OcfsNode,
+    SharedStorage, SharedStorageStatus, StorageKind,
 };
 
 use crate::exports::storage_address;
@@ -70,6 +70,36 @@ pub fn serving_host(storage: &SharedStorage) -> Option<&str> {
     by.as_deref()
 }
 
+/// The AoE device below a storage, if it is one.
+fn aoe(storage: &SharedStorage) -> Option<&Aoe> {
+    storage.spec.ocfs2.as_ref()?.aoe.as_ref()
+}
+
+/// Whether the host that serves a storage can shut a dead one out of it. AoE knows neither addresses
+/// that are worth a proof nor sessions (safety §6.2).
+#[must_use]
+pub fn can_deny(storage: &SharedStorage) -> bool {
+    serving_host(storage).is_some() && aoe(storage).is_none()
+}
+
+/// The storage that has the same AoE device and comes first by name: it alone is served. The kernel
+/// takes two servers of one shelf and slot for two ways to one disk, and writes to both.
+pub(crate) fn aoe_taken_by<'a>(
+    world: &'a World,
+    name: &str,
+    storage: &SharedStorage,
+) -> Option<&'a str> {
+    let place = |storage: &SharedStorage| aoe(storage).map(|aoe| (aoe.shelf, aoe.slot));
+    let own = place(storage)?;
+    let mut others = world.storages.iter().take_while(|(other, _)| other.as_str() < name);
+    others.find(|(_, other)| place(other) == Some(own)).map(|(other, _)| other.as_str())
+}
+
+/// An AoE device as agents are told of it.
+pub(crate) fn agent_aoe(aoe: &Aoe) -> AgentAoe {
+    AgentAoe { shelf: aoe.shelf, slot: aoe.slot, interface: aoe.interface.clone() }
+}
+
 /// Node numbers that o2cb has room for.
 const NODES: std::ops::RangeInclusive<i32> = 1..=254;
 
@@ -108,6 +138,7 @@ fn ocfs2(world: &World, storage: &SharedStorage, host: &Host, spec: &Ocfs2) -> A
             target: iscsi.target.clone(),
             lun: iscsi.lun,
         }),
+        aoe: spec.aoe.as_ref().map(agent_aoe),
         node_number: own,
         nodes,
         heartbeat_threshold: spec.heartbeat_threshold,
@@ -155,9 +186,6 @@ pub fn of_host(world: &World, host_name: &str, host: &Host) -> Vec<AgentStorage>
 /// What a spec asks for that agents can't do yet.
 fn not_yet(storage: &SharedStorage) -> Option<&'static str> {
     let ocfs2 = storage.spec.ocfs2.as_ref()?;
-    if ocfs2.aoe.is_some() {
-        return Some("AoE is not done yet: use spec.ocfs2.iscsi or spec.ocfs2.san");
-    }
     let chap = ocfs2.iscsi.as_ref().is_some_and(|iscsi| iscsi.chap_secret.is_some());
     chap.then_some("CHAP is not done yet: leave spec.ocfs2.iscsi.chapSecret out")
 }
@@ -203,6 +231,11 @@ pub fn report(world: &World, name: &str, storage: &SharedStorage) -> Report<Shar
     status.worst_case_failover_seconds = worst_case(world, name, storage);
     let condition = if let Some(why) = not_yet(storage) {
         Decided::new(READY, false, "NotSupported", why)
+    } else if let Some(other) = aoe_taken_by(world, name, storage) {
+        let why = format!(
+            "SharedStorage {other} has this shelf and slot: correct spec.ocfs2.aoe of either"
+        );
+        Decided::new(READY, false, "Conflict", why)
     } else if wanted > 0 && ready == wanted {
         Decided::new(READY, true, "Mounted", format!("mounted and checked on {ready} hosts"))
     } else if wanted == 0 {
@@ -274,6 +307,23 @@ mod tests {
         world.storages.insert("other".into(), Arc::new(other));
         let numbers = report(&world, "other", &world.storages["other"]).status.node_numbers;
         assert_eq!(numbers, [("uid-h1".into(), 4), ("uid-h2".into(), 1)].into());
+    }
+
+    #[test]
+    fn two_storages_on_one_aoe_device_are_told_of_each_other() {
+        let mut world = world(&[]);
+        let spec = "{mountPath: /srv/e, ocfs2: {aoe: {shelf: 1, slot: 2, interface: eth1}}}";
+        for name in ["one", "two"] {
+            let storage = SharedStorage::new(name, serde_yaml::from_str(spec).unwrap());
+            world.storages.insert(name.into(), Arc::new(storage));
+        }
+        let said = |name: &str| {
+            let conditions = report(&world, name, &world.storages[name]).conditions;
+            (conditions[0].reason.to_string(), conditions[0].message.clone())
+        };
+        assert_eq!(said("one").0, "NoHosts");
+        let (reason, message) = said("two");
+        assert!(reason == "Conflict" && message.contains("SharedStorage one"), "{message}");
     }
 
     #[test]

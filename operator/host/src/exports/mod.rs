@@ -1,4 +1,5 @@
-//! The serving side of storages: NFS by knfsd here, iSCSI by tgtd in `targets`.
+//! The serving side of storages: NFS by knfsd here, iSCSI by tgtd in `targets`, AoE by vblade in
+//! `blades`.
 //!
 //! One export a host, by exportfs(8) and a file of our own.
 //!
@@ -6,6 +7,7 @@
 //! who is denied. knfsd is started here alone, after that file is in force, so that a server that
 //! comes back admits nobody who was denied before (safety §6.2).
 
+mod blades;
 mod clients;
 mod targets;
 
@@ -167,11 +169,18 @@ impl ExportPort for Knfsd {
     fn ensure<'a>(&'a self, exports: &'a [AgentExport]) -> BoxFuture<'a, Vec<ExportReport>> {
         async move {
             let _round = self.round.lock().await;
-            let folders: Vec<AgentExport> =
-                exports.iter().filter(|export| export.target.is_none()).cloned().collect();
+            let is_folder = |export: &&AgentExport| export.target.is_none() && export.aoe.is_none();
+            let folders: Vec<AgentExport> = exports.iter().filter(is_folder).cloned().collect();
             let applied = self.apply(&folders).await;
+            let on_aoe: Vec<_> =
+                exports.iter().filter_map(|export| Some((export, export.aoe.as_ref()?))).collect();
+            let mut on_aoe = blades::ensure(&on_aoe).await.into_iter();
             let mut reports = Vec::new();
             for export in exports {
+                if export.aoe.is_some() {
+                    reports.extend(on_aoe.next());
+                    continue;
+                }
                 if let Some(target) = &export.target {
                     reports.push(targets::ensure(export, target).await);
                     continue;

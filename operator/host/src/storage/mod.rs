@@ -1,5 +1,6 @@
 //! Shared storages as one real host sees them: mounted, checked, written to.
 
+mod aoe;
 mod iscsi;
 mod marker;
 mod mounts;

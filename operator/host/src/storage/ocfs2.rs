@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use stockade_crds::v1alpha1::{AgentOcfs2, AgentStorage};
 
-use super::iscsi;
 use super::o2cb::{O2cb, cluster_name};
+use super::{aoe, iscsi};
 use crate::cmd;
 use crate::error::{HostError, HostResult};
 use crate::files::{self, failed};
@@ -82,9 +82,10 @@ pub(super) async fn forget(mounts: &dyn Mounts, storage: &AgentStorage) -> HostR
     if mounts.find(&storage.mount_path).await?.is_some() {
         mounts.unmount(&storage.mount_path).await?;
     }
-    match storage.ocfs2.as_ref().and_then(|ocfs2| ocfs2.iscsi.as_ref()) {
-        Some(target) => iscsi::logout(target).await,
-        None => Ok(()),
+    match &storage.ocfs2 {
+        Some(AgentOcfs2 { iscsi: Some(target), .. }) => iscsi::logout(target).await,
+        Some(AgentOcfs2 { aoe: Some(wanted), .. }) => aoe::forget(wanted),
+        _ => Ok(()),
     }
 }
 
@@ -93,11 +94,10 @@ async fn device(storage: &AgentStorage, wanted: &AgentOcfs2) -> HostResult<PathB
     if let Some(target) = &wanted.iscsi {
         return iscsi::login(target).await;
     }
-    let path = PathBuf::from(&storage.source);
-    if storage.source.is_empty() {
-        let message = "this agent can't use AoE yet; use iscsi or san";
-        return Err(HostError::refused(OP, "device", message));
+    if let Some(wanted) = &wanted.aoe {
+        return aoe::find(wanted).await;
     }
+    let path = PathBuf::from(&storage.source);
     if path.exists() {
         return Ok(path);
     }
