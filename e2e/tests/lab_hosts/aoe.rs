@@ -1,15 +1,12 @@
 //! OCFS2 under o2cb on a device that a host of ours gives by AoE, with sanlock's leases on it.
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, Witness, apply, comes_back, condition, ensure, kubectl, machine,
-    object, said, sh,
+    Case, HOSTS, LIMIT, Outcome, apply, condition, ensure, kubectl, machine, object, said, sh,
 };
 use stockade_e2e::lab::{Cluster, until};
 use stockade_e2e::play::Log;
 
 use super::ocfs2::Given;
-use super::power_cut::power_cut;
-use super::sanlock;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/aoe-ocfs2");
 const ETHER: Given =
@@ -56,16 +53,5 @@ fn own_client(cluster: &Cluster, _log: &Log) -> Outcome {
 fn dies(cluster: &Cluster, log: &Log) -> Outcome {
     let (prover, host) = ETHER.prover_runs(cluster)?;
     log.say(format!("prover runs on {host}, and writes at {} of {}", prover.at, prover.file));
-    let witness = Witness::start(cluster, &[prover])?;
-    let over = power_cut(cluster, log, prover)?;
-    let waited = over.issued.saturating_duration_since(over.off);
-    ensure(waited >= sanlock::RELEASE, || {
-        format!("the start was issued after {} s, before the lease was over", waited.as_secs())
-    })?;
-    let left: Vec<&str> = HOSTS.into_iter().filter(|name| *name != over.dead.name()).collect();
-    ETHER.is_shared(cluster, &left)?;
-    comes_back(cluster, over.dead, &over.boot)?;
-    ETHER.ready(cluster)?;
-    sanlock::ready(cluster, ETHER.mount)?;
-    witness.is_content(cluster)
+    ETHER.host_dies(cluster, log, prover)
 }

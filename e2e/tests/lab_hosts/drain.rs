@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use stockade_e2e::lab::cases::{
-    Case, HOSTS, LIMIT, Outcome, Prover, Witness, all_ready, apply, boot, comes_back, condition,
-    ensure, kubectl, machine, object, said,
+    Case, HOSTS, LIMIT, Outcome, Prover, Witness, all_ready, boot, comes_back, condition, ensure,
+    kubectl, machine, object, said,
 };
 use stockade_e2e::lab::{Cluster, Machine, until};
 use stockade_e2e::play::Log;
@@ -40,7 +40,8 @@ type Places = BTreeMap<String, String>;
 fn drain(cluster: &Cluster, log: &Log) -> Outcome {
     heal(cluster)?;
     declare(cluster, &LOCKS_BESIDE)?;
-    GUESTS.iter().try_for_each(|prover| start(cluster, prover))?;
+    let home_first = format!("{{preferredHosts: [{{hosts: [{HOME}]}}]}}");
+    GUESTS.iter().try_for_each(|prover| prover.declare_with(cluster, &home_first))?;
     GUESTS.iter().try_for_each(|prover| prover.writes(cluster, 1))?;
     moves_are_ready(cluster)?;
     let home = machine(cluster, HOME)?;
@@ -69,23 +70,6 @@ fn drain(cluster: &Cluster, log: &Log) -> Outcome {
     comes_home(cluster, log, "all come home after its next boot")?;
     all_ready(cluster)?;
     witness.is_content(cluster)
-}
-
-/// Writes a guest's disk, and declares it where one host is the best.
-fn start(cluster: &Cluster, prover: &Prover<'static>) -> Outcome {
-    let Prover { name, storage, .. } = prover;
-    machine(cluster, prover.reader)?.write(prover.file, &Prover::disk()).map_err(said)?;
-    apply(
-        cluster,
-        &format!(
-            "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
-             metadata: {{name: {name}, namespace: default}}\nspec:\n  memory: 64Mi\n  \
-             migration: {{progressSeconds: 300}}\n  \
-             placement: {{preferredHosts: [{{hosts: [{HOME}]}}]}}\n  \
-             disks:\n  - {{name: root, storage: {storage}, format: raw, \
-             existing: {{path: {name}.raw}}}}\n"
-        ),
-    )
 }
 
 /// Ends a drain once the first guest has left: what has left stays where it is, what has not stays

@@ -137,6 +137,24 @@ impl Given {
         prover.writes(cluster, 1)?;
         Ok((prover, host))
     }
+
+    /// Cuts the power of the guest's host: the next start waits until no lease is left, the survivors
+    /// share the file system, and the host mounts it again by itself.
+    pub fn host_dies(&self, cluster: &Cluster, log: &Log, prover: Prover<'static>) -> Outcome {
+        let witness = Witness::start(cluster, &[prover])?;
+        let over = power_cut(cluster, log, prover)?;
+        let waited = over.issued.saturating_duration_since(over.off);
+        ensure(waited >= sanlock::RELEASE, || {
+            format!("the start was issued after {} s, before the lease was over", waited.as_secs())
+        })?;
+        let dead = over.dead.name();
+        let left: Vec<&str> = HOSTS.into_iter().filter(|name| *name != dead).collect();
+        self.is_shared(cluster, &left)?;
+        comes_back(cluster, over.dead, &over.boot)?;
+        self.ready(cluster)?;
+        sanlock::ready(cluster, self.mount)?;
+        witness.is_content(cluster)
+    }
 }
 
 fn from_bare(cluster: &Cluster, log: &Log) -> Outcome {
@@ -190,19 +208,7 @@ fn four_moves(cluster: &Cluster, log: &Log) -> Outcome {
 }
 
 fn dies(cluster: &Cluster, log: &Log) -> Outcome {
-    let prover = SAN.prover(cluster)?;
-    let witness = Witness::start(cluster, &[prover])?;
-    let over = power_cut(cluster, log, prover)?;
-    let waited = over.issued.saturating_duration_since(over.off);
-    ensure(waited >= sanlock::RELEASE, || {
-        format!("the start was issued after {} s, before the lease was over", waited.as_secs())
-    })?;
-    let left: Vec<&str> = HOSTS.into_iter().filter(|name| *name != over.dead.name()).collect();
-    SAN.is_shared(cluster, &left)?;
-    comes_back(cluster, over.dead, &over.boot)?;
-    SAN.ready(cluster)?;
-    sanlock::ready(cluster, SAN.mount)?;
-    witness.is_content(cluster)
+    SAN.host_dies(cluster, log, SAN.prover(cluster)?)
 }
 
 fn path_cut(cluster: &Cluster, log: &Log) -> Outcome {

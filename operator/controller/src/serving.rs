@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use stockade_core::locks;
-use stockade_core::storages::{can_deny, release_seconds, serving_host};
+use stockade_core::storages::{denying_host, release_seconds};
 use stockade_crds::names::{AGENT_OBJECT, host_namespace};
 use stockade_crds::v1alpha1::{
     BootReference, ExportReport, HostAgent, LockKind, LockManager, SharedStorage,
@@ -75,7 +75,7 @@ impl ServingHosts {
             release_millis: millis(release_seconds(&object, kinds)),
             sanlock_millis: millis(sanlock),
             breaks: object.spec.nfs.is_some(),
-            host: serving_host(&object).filter(|_| can_deny(&object)).map(ToOwned::to_owned),
+            host: denying_host(&object).map(ToOwned::to_owned),
         })
     }
 

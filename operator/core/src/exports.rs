@@ -4,7 +4,7 @@ use stockade_crds::v1alpha1::{
     AgentExport, AgentTarget, BootReference, ExportClient, Host, HostFence, SharedStorage,
 };
 
-use crate::storages::{agent_aoe, aoe_taken_by, can_deny, selects, serving_host};
+use crate::storages::{agent_aoe, aoe_taken_by, denying_host, selects, serving_host};
 use crate::world::World;
 
 /// The exports of the host of that name.
@@ -21,7 +21,7 @@ pub fn of_host(world: &World, server: &str) -> Vec<AgentExport> {
         .filter(|(name, storage)| aoe_taken_by(world, name, storage).is_none())
         .filter_map(|(name, storage)| Some((name, storage, empty(name, storage)?)))
         .map(|(name, storage, mut export)| {
-            if !can_deny(storage) {
+            if denying_host(storage).is_none() {
                 return export;
             }
             for (host, object) in &world.hosts {

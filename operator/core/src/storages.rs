@@ -75,11 +75,11 @@ fn aoe(storage: &SharedStorage) -> Option<&Aoe> {
     storage.spec.ocfs2.as_ref()?.aoe.as_ref()
 }
 
-/// Whether the host that serves a storage can shut a dead one out of it. AoE knows neither addresses
-/// that are worth a proof nor sessions (safety §6.2).
+/// The Host that serves a storage, if it can shut a dead one out of it. On AoE none can: it knows
+/// neither addresses that are worth a proof nor sessions (safety §6.2).
 #[must_use]
-pub fn can_deny(storage: &SharedStorage) -> bool {
-    serving_host(storage).is_some() && aoe(storage).is_none()
+pub fn denying_host(storage: &SharedStorage) -> Option<&str> {
+    serving_host(storage).filter(|_| aoe(storage).is_none())
 }
 
 /// The storage that has the same AoE device and comes first by name: it alone is served. The kernel

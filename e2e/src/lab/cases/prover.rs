@@ -36,8 +36,16 @@ impl Prover<'_> {
     /// # Errors
     /// What could not be written or applied.
     pub fn declare(&self, cluster: &Cluster) -> Outcome {
+        self.declare_with(cluster, "{}")
+    }
+
+    /// As [`Prover::declare`], where this placement says, in YAML on one line.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn declare_with(&self, cluster: &Cluster, placement: &str) -> Outcome {
         machine(cluster, self.reader)?.write(self.file, &Self::disk()).map_err(said)?;
-        self.declare_vm(cluster)
+        self.declare_vm_with(cluster, placement)
     }
 
     /// What its disk holds before it first boots.
@@ -54,13 +62,17 @@ impl Prover<'_> {
     /// # Errors
     /// kubectl's words.
     pub fn declare_vm(&self, cluster: &Cluster) -> Outcome {
+        self.declare_vm_with(cluster, "{}")
+    }
+
+    fn declare_vm_with(&self, cluster: &Cluster, placement: &str) -> Outcome {
         let Self { name, storage, .. } = self;
         apply(
             cluster,
             &format!(
                 "apiVersion: stockade.dev/v1alpha1\nkind: VirtualMachine\n\
                  metadata: {{name: {name}, namespace: default}}\nspec:\n  memory: 64Mi\n  \
-                 migration: {{progressSeconds: 300}}\n  \
+                 migration: {{progressSeconds: 300}}\n  placement: {placement}\n  \
                  disks:\n  - {{name: root, storage: {storage}, format: raw, \
                  existing: {{path: {name}.raw}}}}\n"
             ),
