@@ -311,6 +311,15 @@ impl Logind {
         });
     }
 
+    /// Presses the power button, which no call says; whether there is one.
+    async fn power_button(&self) -> bool {
+        let Some(Running::StandIn(connection)) = &self.running else { return false };
+        let manager = connection.object_server().interface::<_, StandIn>(PATH).await.unwrap();
+        let manager = manager.get().await.clone();
+        manager.go_down("poweroff").await;
+        true
+    }
+
     /// Ends it as a crash does, and starts it again.
     async fn restart(&mut self) {
         self.end().await;
@@ -390,9 +399,12 @@ async fn promises(kind: Kind) {
     waits(&logind, &lock, GoingDown::Shutdown).await;
     asker.schedule_shutdown("reboot", micros()).await.unwrap();
     waits(&logind, &lock, GoingDown::Reboot).await;
-    // What was scheduled stands there still.
+    // What was scheduled stands there still, and says nothing of a later way down.
     asker.power_off(false).await.unwrap();
     waits(&logind, &lock, GoingDown::Shutdown).await;
+    if logind.power_button().await {
+        waits(&logind, &lock, GoingDown::Shutdown).await;
+    }
 
     // One that dies forgets what it was asked for.
     asker.reboot(false).await.unwrap();

@@ -73,6 +73,17 @@ struct Asked {
     how: GoingDown,
 }
 
+/// Tells how the machine goes down, where logind does not say so itself.
+struct Asking {
+    /// The calls that ask logind for it, as the bus shows them.
+    calls: BoxStream<'static, GoingDown>,
+    /// The last call since the machine was last about to go down.
+    heard: Option<Asked>,
+    /// When the schedule was due that an earlier way down has used up: logind keeps it, also when
+    /// that came to nothing.
+    spent: Option<u64>,
+}
+
 /// A delay lock on shutdowns, taken again whenever it was lost, as long as this lives.
 #[derive(Debug)]
 pub struct ShutdownLock {
@@ -188,16 +199,16 @@ impl Shared {
         let mut told = logind.receive_prepare_for_shutdown_with_metadata().await?;
         let mut signals = logind.receive_prepare_for_shutdown().await?;
         let mut hearing = Ok(());
-        let mut calls: BoxStream<'static, GoingDown> = futures::stream::pending().boxed();
+        let mut asking =
+            Asking { calls: futures::stream::pending().boxed(), heard: None, spent: None };
         if !logind.inner().introspect().await?.contains(WITH_METADATA) {
             match self.calls().await {
-                Ok(stream) => calls = stream,
+                Ok(stream) => asking.calls = stream,
                 Err(error) => hearing = Err(error),
             }
         }
-        let mut heard: Option<Asked> = None;
         let going = logind.preparing_for_shutdown().await?;
-        let how = if going { Some(self.how(&logind, heard, &mut calls).await?) } else { None };
+        let how = if going { Some(asking.how(&logind).await?) } else { None };
         self.goes_down(how);
         if !going {
             self.take(&logind).await?;
@@ -224,7 +235,9 @@ impl Shared {
                     // Whoever comes is asked anew; a start of it on demand is the bus's affair.
                     return Ok(());
                 }
-                Some(how) = calls.next() => heard = Some(Asked { at: wall_micros(), how }),
+                Some(how) = asking.calls.next() => {
+                    asking.heard = Some(Asked { at: wall_micros(), how });
+                }
                 Some(signal) = told.next() => {
                     let args = signal.args()?;
                     let kind = args.metadata.get("type").and_then(|v| v.downcast_ref().ok());
@@ -235,9 +248,10 @@ impl Shared {
                     let start = signal.args()?.start;
                     // What the signal before it has said stands.
                     if start && self.state.borrow().going_down.is_none() {
-                        let how = self.how(&logind, heard.take(), &mut calls).await?;
+                        let how = asking.how(&logind).await?;
                         self.news(&logind, Some(how)).await?;
                     } else if !start {
+                        asking.heard = None;
                         self.news(&logind, None).await?;
                     }
                 }
@@ -274,23 +288,6 @@ impl Shared {
         Ok(())
     }
 
-    /// How the machine goes down, where logind does not say so itself.
-    async fn how(
-        &self,
-        logind: &Login1Proxy<'_>,
-        heard: Option<Asked>,
-        calls: &mut BoxStream<'static, GoingDown>,
-    ) -> zbus::Result<GoingDown> {
-        let (kind, due) = logind.scheduled_shutdown().await?;
-        let scheduled = (!kind.is_empty()).then(|| Asked { at: due, how: meaning(&kind) });
-        if let Some(how) = latest(wall_micros(), scheduled, heard) {
-            return Ok(how);
-        }
-        // The other connection may lag; a power button asks without a call.
-        let call = tokio::time::timeout(LATE, calls.next()).await;
-        Ok(call.ok().flatten().unwrap_or(GoingDown::Shutdown))
-    }
-
     /// The calls that ask logind to let the machine go down, as the bus shows them to root.
     async fn calls(&self) -> zbus::Result<BoxStream<'static, GoingDown>> {
         let bus = self.connect().await?;
@@ -311,8 +308,26 @@ impl Shared {
     }
 }
 
-/// What was asked for last, if that was lately. A schedule that was due and came to nothing stands
-/// there until the next one.
+impl Asking {
+    /// How the machine goes down that logind says is about to.
+    async fn how(&mut self, logind: &Login1Proxy<'_>) -> zbus::Result<GoingDown> {
+        let (kind, due) = logind.scheduled_shutdown().await?;
+        let now = wall_micros();
+        let scheduled = (!kind.is_empty() && self.spent != Some(due))
+            .then(|| Asked { at: due, how: meaning(&kind) });
+        if due <= now {
+            self.spent = Some(due);
+        }
+        if let Some(how) = latest(now, scheduled, self.heard.take()) {
+            return Ok(how);
+        }
+        // The bus may show the call later than the signal; a power button asks without a call.
+        let call = tokio::time::timeout(LATE, self.calls.next()).await;
+        Ok(call.ok().flatten().unwrap_or(GoingDown::Shutdown))
+    }
+}
+
+/// What was asked for last, if that was lately.
 fn latest(now: u64, scheduled: Option<Asked>, heard: Option<Asked>) -> Option<GoingDown> {
     let lately = |asked: &Asked| asked.at <= now && now - asked.at <= ASKED;
     let all = scheduled.into_iter().chain(heard).filter(lately);
