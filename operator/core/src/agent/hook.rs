@@ -5,7 +5,8 @@ use stockade_crds::names::VARIABLES_SUFFIX;
 use super::types::JournalState;
 use crate::render::DomainView;
 
-/// Whether a domain may begin here: one of ours only by an open order of this epoch and boot, a
+/// Whether a domain may begin here: one of ours only by an open order of this epoch and boot, with no
+/// disk to write that the order does not name (what comes in by a move is described by its source), a
 /// foreign one unless it names a UUID or a disk of ours, or the UEFI variables beside one.
 ///
 /// `journal` is `None` if it can't be read; `claimed` says whether Stockade ever gave that path
@@ -48,7 +49,8 @@ pub fn hook_allows(
     if !vm.open {
         return Err(format!("its order for epoch {epoch} is not open"));
     }
-    Ok(())
+    let strange = domain.writable().into_iter().find(|path| !vm.disks.contains(path));
+    strange.map_or(Ok(()), |path| Err(format!("its order does not name the disk {path}")))
 }
 
 #[cfg(test)]
@@ -99,6 +101,19 @@ mod tests {
         assert!(!asked(&ours(7), Some(&journal(false)), "boot"), "a closed order");
         assert!(!asked(&ours(7), Some(&JournalState::default()), "boot"), "no order");
         assert!(!asked(&ours(7), None, "boot"), "no journal");
+    }
+
+    #[test]
+    fn what_comes_in_brings_no_disk_that_its_order_does_not_name() {
+        let open = journal(true);
+        let with = |path: &str, read_only| {
+            let disk = ViewedDisk { path: path.into(), read_only, ..ViewedDisk::default() };
+            DomainView { disks: vec![disk], ..ours(7) }
+        };
+        assert!(asked(&with("/srv/db.raw", false), Some(&open), "boot"));
+        assert!(asked(&with("/var/lib/stockade/seed.iso", true), Some(&open), "boot"));
+        assert!(!asked(&with("/srv/other.raw", false), Some(&open), "boot"));
+        assert!(!asked(&with("/dev/sda", false), Some(&open), "boot"));
     }
 
     #[test]

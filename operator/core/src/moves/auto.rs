@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stockade_crds::conditions::{DRAINED, Decided};
+use stockade_crds::conditions::{DRAINED, Decided, READY};
 use stockade_crds::v1alpha1::{
-    DrainProgress, HostMode, Management, MigrationOutcome, Rebalance, VirtualMachineMigrationSpec,
-    VmState,
+    DrainProgress, HostMode, Management, MigrationOutcome, Rebalance, VirtualMachineMigration,
+    VirtualMachineMigrationSpec, VmState,
 };
 
-use super::requests::Load;
+use super::requests::{KEPT, Load};
 use super::{cause, drains, facts_of, is_over};
 use crate::ha::host_state::{HostFacts, seconds};
 use crate::lineage::is_paused;
@@ -21,6 +21,8 @@ use crate::world::{Key, World};
 
 /// So many moves a round of levelling makes at most.
 const ROUND: usize = 4;
+/// So many VMs that are slow to leave are named.
+const TOLD: usize = 8;
 
 pub(super) fn plan(
     world: &World,
@@ -170,6 +172,10 @@ fn call_off(
     }
 }
 
+fn uid_of(migration: &VirtualMachineMigration) -> &str {
+    migration.metadata.uid.as_deref().unwrap_or_default()
+}
+
 /// What moves may be ordered now.
 struct Orders<'a> {
     world: &'a World,
@@ -198,6 +204,7 @@ impl<'a> Orders<'a> {
                 barred.insert(VmKey::new(&vm.namespace, &vm.name));
             } else if own
                 && (outcome != MigrationOutcome::Succeeded || cause(migration) == Some("Rebalance"))
+                && world.age_of(&format!("migration/{}", uid_of(migration))) < KEPT
             {
                 barred.insert(VmKey::new(&vm.namespace, &vm.name));
             }
@@ -222,15 +229,18 @@ impl<'a> Orders<'a> {
     fn order_one(&mut self, one: &Move, cause: &'static str, out: &mut Plan) -> bool {
         let ready = one.vms.iter().all(|mover| {
             let key = Key::new(&mover.vm.namespace, &mover.vm.name);
+            // What its last move came to is in the books only once it is written.
+            let before = self.world.vms.get(&key).and_then(|vm| vm.status.as_ref());
             !self.barred.contains(&mover.vm)
+                && before.is_some_and(|status| status.migration.is_none())
                 && self.decisions.get(&key).is_some_and(|d| {
                     let status = &d.report.status;
                     status.printable_status == VmState::Running && status.migration.is_none()
                 })
         });
         let Some(first) = one.vms.first().filter(|_| ready) else { return false };
-        let size = i32::try_from(one.vms.len()).unwrap_or(i32::MAX);
-        if !self.load.takes(self.world, &first.from, &one.to, size) {
+        let sources = one.vms.iter().map(|mover| mover.from.as_str());
+        if !self.load.takes(self.world, sources, &one.to) {
             return false;
         }
         let name = |mover: &crate::placement::Mover| {
@@ -258,6 +268,25 @@ impl<'a> Orders<'a> {
     }
 }
 
+/// Why a VM that can leave has not left yet, where that is more than its turn.
+fn slow(world: &World, vm: &Key, decision: &Decision) -> Option<String> {
+    let status = &decision.report.status;
+    if status.printable_status != VmState::Running && status.migration.is_none() {
+        return Some(format!("{vm} is {:?}", status.printable_status));
+    }
+    let moves = world
+        .migrations
+        .iter()
+        .filter(|(key, migration)| key.namespace == vm.namespace && migration.spec.vm == vm.name);
+    let last = moves.max_by_key(|(_, m)| m.metadata.creation_timestamp.as_ref().map(|t| t.0))?.1;
+    let said = last.status.as_ref()?;
+    let waits = |reason: &str| reason == "Waiting" || reason == "Refused" || reason == "Failed";
+    let condition = said.conditions.iter().find(|c| c.type_ == READY && waits(&c.reason))?;
+    let target = said.target.as_ref().or(last.spec.target.as_ref());
+    let to = target.map(|host| format!(" to {host}")).unwrap_or_default();
+    Some(format!("{vm}: its move{to}: {}", condition.message))
+}
+
 /// Says in the host's status how far its drain is, and who can't leave.
 fn tell(
     world: &World,
@@ -266,10 +295,11 @@ fn tell(
     decisions: &BTreeMap<Key, Decision>,
     out: &mut Plan,
 ) {
-    let here = |d: &&Decision| {
+    let here = |d: &Decision| {
         d.report.status.placements.iter().any(|p| p.host == host.name && !p.state.is_settled())
     };
-    let left = decisions.values().filter(here).count();
+    let staying: Vec<_> = decisions.iter().filter(|(_, d)| here(d)).collect();
+    let left = staying.len();
     let mut blocked = blocked(world, &host.name, plan);
     let left = left.max(blocked.len());
     blocked.truncate(64);
@@ -279,7 +309,11 @@ fn tell(
         let message = format!("{left} VMs are left; can't leave: {}", blocked.join("; "));
         Decided::new(DRAINED, false, "CannotMove", message.chars().take(4000).collect::<String>())
     } else {
-        Decided::new(DRAINED, false, "Draining", format!("{left} VMs are left"))
+        let slow: Vec<String> =
+            staying.iter().filter_map(|(key, d)| slow(world, key, d)).take(TOLD).collect();
+        let why = if slow.is_empty() { String::new() } else { format!(": {}", slow.join("; ")) };
+        let message: String = format!("{left} VMs are left{why}").chars().take(4000).collect();
+        Decided::new(DRAINED, false, "Draining", message)
     };
     let progress = DrainProgress {
         remaining: i32::try_from(left).unwrap_or(i32::MAX),

@@ -17,6 +17,7 @@
 
 mod auto;
 pub(crate) mod cold;
+mod failed;
 pub(crate) mod live;
 mod requests;
 
@@ -35,6 +36,7 @@ use crate::vm::Decision;
 use crate::world::{Key, World};
 
 pub use auto::drain_preview;
+pub(crate) use failed::Failed;
 pub use live::undecided;
 
 /// Carries moves on, begins those that may begin, and orders Stockade's own.
@@ -47,8 +49,8 @@ pub(crate) fn plan(
 ) {
     let empty = Cluster::new(Vec::new(), Vec::new());
     let cluster = cluster.unwrap_or(&empty);
-    requests::plan(world, facts, cluster, decisions, out);
-    auto::plan(world, facts, cluster, decisions, out);
+    let cluster = requests::plan(world, facts, cluster, decisions, out);
+    auto::plan(world, facts, &cluster, decisions, out);
 }
 
 /// Whether anything is moved or may have to be, so that the books of placement are needed.

@@ -1,5 +1,6 @@
 //! `VirtualMachineMigration`s: the checks before anything is done, and the outcome.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use stockade_crds::conditions::{Decided, READY, RECONCILING};
@@ -10,6 +11,8 @@ use stockade_crds::v1alpha1::{
     VirtualMachineMigrationStatus, VmMove, VmState, Want,
 };
 
+use super::cold::leads_away;
+use super::failed::REMEMBERED;
 use super::live::{self, Next};
 use super::{cause, facts_of, is_over, object};
 use crate::certificates::unproven;
@@ -20,8 +23,9 @@ use crate::plan::{About, Intent, Plan, Report};
 use crate::vm::{Decision, basis, domain_order, make_room, next_epoch};
 use crate::world::{Key, Millis, World};
 
-/// Stockade's own moves are kept so long after they are over; a VM whose own move did not
-/// succeed is not moved again before that.
+/// Stockade's own moves are kept so long after they are over (one that failed: `REMEMBERED`); a VM
+/// whose own move did not succeed is not moved again before that. One that can't begin for so long is
+/// given up, so that others go on.
 pub(super) const KEPT: Millis = 30_000;
 
 /// How many moves each host takes part in now.
@@ -49,15 +53,25 @@ impl Load {
         self.all += 1;
     }
 
-    /// Whether `n` more may go from one host to the other.
-    pub(super) fn takes(&self, world: &World, source: &str, target: &str, n: i32) -> bool {
+    /// Whether VMs may go from these hosts, one each, to the other as one.
+    pub(super) fn takes<'h>(
+        &self,
+        world: &World,
+        sources: impl IntoIterator<Item = &'h str>,
+        target: &str,
+    ) -> bool {
         let policy = world.policy_spec();
-        let room = |host: &str| {
-            let busy = self.hosts.get(host).copied().unwrap_or(0);
-            // What moves as one may exceed the limit, alone.
-            busy + n <= policy.migrations_per_host || (n > 1 && busy == 0)
-        };
-        room(source) && room(target) && self.all < policy.migrations_per_cluster
+        let mut more: BTreeMap<&str, i32> = BTreeMap::new();
+        for source in sources {
+            *more.entry(source).or_default() += 1;
+        }
+        let n: i32 = more.values().sum();
+        *more.entry(target).or_default() += n;
+        // What moves as one may exceed a limit, alone.
+        let room = |busy: i32, more: i32, limit: i32| busy + more <= limit || (n > 1 && busy == 0);
+        more.into_iter().all(|(host, more)| {
+            room(self.hosts.get(host).copied().unwrap_or(0), more, policy.migrations_per_host)
+        }) && room(self.all, n, policy.migrations_per_cluster)
     }
 }
 
@@ -76,16 +90,26 @@ struct Going {
     others: Vec<Mover>,
 }
 
-pub(super) fn plan(
+/// Gives the books with what was begun.
+pub(super) fn plan<'c>(
     world: &World,
     facts: &[HostFacts],
-    cluster: &Cluster,
+    cluster: &'c Cluster,
     decisions: &mut BTreeMap<Key, Decision>,
     out: &mut Plan,
-) {
+) -> Cow<'c, Cluster> {
     clear(world, decisions);
+    let mut books = Cow::Borrowed(cluster);
+    let enter = |books: &mut Cow<'c, Cluster>, decisions: &BTreeMap<Key, Decision>| {
+        let given = given(decisions);
+        if !given.is_empty() {
+            *books = Cow::Owned(cluster.with(&given));
+        }
+    };
+    // What starts in this plan.
+    enter(&mut books, decisions);
     if world.migrations.is_empty() {
-        return;
+        return books;
     }
     let mut load = Load::of(decisions);
     let mut pending: Vec<(&Key, &VirtualMachineMigration)> = Vec::new();
@@ -100,6 +124,16 @@ pub(super) fn plan(
     pending.sort_by_key(|(key, m)| {
         (cause(m).is_some(), m.metadata.creation_timestamp.as_ref().map(|t| t.0), *key)
     });
+    // Those that follow another are its own: it had room for them.
+    for (key, follower) in pending.iter().filter(|(_, m)| follows(m)) {
+        let decision = decisions.get(&Key::new(&key.namespace, &follower.spec.vm));
+        let source = decision.and_then(|d| d.report.status.host.as_ref());
+        if let (None, Some(source), Some(target)) =
+            (moving_by(decision, follower), source, &follower.spec.target)
+        {
+            load.add(source, target);
+        }
+    }
     for (key, migration) in pending {
         let vm = Key::new(&key.namespace, &migration.spec.vm);
         let going = moving_by(decisions.get(&vm), migration).cloned();
@@ -108,11 +142,40 @@ pub(super) fn plan(
             None if migration.metadata.deletion_timestamp.is_some() => {
                 report(migration, MigrationOutcome::Aborted, "Aborted", "deleted before it began")
             }
-            None => wanted(world, facts, cluster, decisions, &mut load, (key, migration), out),
+            None => {
+                let told =
+                    wanted(world, facts, &books, decisions, &mut load, (key, migration), out);
+                if moving_by(decisions.get(&vm), migration).is_some() {
+                    enter(&mut books, decisions);
+                }
+                told
+            }
         };
         abort_followers(world, key, migration, &report, out);
         out.migrations.push((key.clone(), report));
     }
+    books
+}
+
+/// Where this plan starts VMs or begins to move them: what comes after it must count them there.
+fn given(decisions: &BTreeMap<Key, Decision>) -> Vec<(VmKey, String)> {
+    let placed = |decision: &&Decision| {
+        decision.intents.iter().any(|intent| matches!(intent, Intent::Place { .. }))
+    };
+    let all = decisions.iter().filter(|(_, decision)| placed(decision));
+    all.flat_map(|(key, decision)| {
+        let status = &decision.report.status;
+        let open = status.placements.iter().filter(|p| !p.state.is_settled()).map(|p| &p.host);
+        let target = status.migration.as_ref().filter(|m| leads_away(m)).map(|m| &m.target);
+        let vm = VmKey::new(&key.namespace, &key.name);
+        open.chain(target).map(move |host| (vm.clone(), host.clone()))
+    })
+    .collect()
+}
+
+/// Whether a move was ordered for a member of a group whose other moved.
+fn follows(migration: &VirtualMachineMigration) -> bool {
+    migration.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LEADER_LABEL))
 }
 
 /// The move of a VM, if it is this one.
@@ -195,10 +258,16 @@ fn tidy(
     }
     let uid = migration.metadata.uid.clone().unwrap_or_default();
     let age = world.age_of(&format!("migration/{uid}"));
-    if age >= KEPT {
+    // What was never begun would be ordered again by the same name.
+    let teaches = migration
+        .status
+        .as_ref()
+        .is_some_and(|s| s.outcome == MigrationOutcome::Failed && s.epoch > 0);
+    let kept = if teaches { REMEMBERED } else { KEPT };
+    if age >= kept {
         out.intents.push(Intent::DeleteMigration { key: key.clone(), basis });
     } else {
-        out.wake(world.now + KEPT - age);
+        out.wake(world.now + if age < KEPT { KEPT } else { kept } - age);
     }
 }
 
@@ -380,7 +449,14 @@ fn wanted(
     (key, migration): (&Key, &VirtualMachineMigration),
     out: &mut Plan,
 ) -> Report<VirtualMachineMigrationStatus> {
-    let wait = |why: String| report(migration, MigrationOutcome::Pending, "Waiting", why);
+    let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+    let given_up = cause(migration).is_some() && world.age_of(&format!("migration/{uid}")) >= KEPT;
+    let wait = |why: String| {
+        if given_up {
+            return report(migration, MigrationOutcome::Refused, "Refused", why);
+        }
+        report(migration, MigrationOutcome::Pending, "Waiting", why)
+    };
     let going = match preflight(world, facts, cluster, decisions, key, migration) {
         Ok(going) => going,
         Err(No::Wait(why)) => {
@@ -396,13 +472,19 @@ fn wanted(
         return wait("waits for its VM".to_owned());
     };
     let source = decision.report.status.host.clone().unwrap_or_default();
-    let follows = migration.metadata.labels.as_ref().is_some_and(|l| l.contains_key(LEADER_LABEL));
-    let size = 1 + i32::try_from(going.others.len()).unwrap_or(i32::MAX - 1);
-    if !follows && !load.takes(world, &source, &going.to, size) {
-        out.wake(world.now + 1_000);
-        return wait("waits for other moves: migrationsPerHost or migrationsPerCluster".to_owned());
+    if !follows(migration) {
+        let sources = || {
+            let others = going.others.iter().map(|other| other.from.as_str());
+            std::iter::once(source.as_str()).chain(others)
+        };
+        if !load.takes(world, sources(), &going.to) {
+            out.wake(world.now + 1_000);
+            return wait(
+                "waits for other moves: migrationsPerHost or migrationsPerCluster".to_owned(),
+            );
+        }
+        sources().for_each(|source| load.add(source, &going.to));
     }
-    load.add(&source, &going.to);
     let mut told = report(
         migration,
         MigrationOutcome::Pending,
@@ -529,24 +611,28 @@ fn preflight(
              false to move it by stop and start"
         ));
     }
-    if let Some(target) = &migration.spec.target
+    let row = VmKey::new(&vm_key.namespace, &vm_key.name);
+    let target = migration.spec.target.as_deref();
+    if let Some(target) = target
         && let Some(f) = facts_of(facts, target)
         && (f.state == HostState::Suspect || (f.state == HostState::Ready && f.refuses.is_some()))
     {
         let why = f.refuses.clone().unwrap_or_default();
         return Err(No::Wait(format!("{target}: {why}")));
     }
-    let row = VmKey::new(&vm_key.namespace, &vm_key.name);
-    let target = migration.spec.target.as_deref();
     let found = match join_of(cluster, &row, target) {
         Some(found) => found,
         None => move_of(cluster, &row, target),
     };
-    let found = found.map_err(|no| No::Refuse(no.to_string()))?;
-    if live && let Some(host) = [&source, &found.to].into_iter().find(|h| unproven(world, h)) {
-        let message = format!("{host}: its certificates for live moves are not in force yet");
-        return Err(No::Wait(message));
-    }
+    // Certificates come into force by themselves.
+    let yet = match target {
+        Some(target) => unproven(world, target),
+        None => facts.iter().any(|f| f.refuses.is_none() && unproven(world, &f.name)),
+    } || unproven(world, &source);
+    let found = found.map_err(|no| {
+        let why = no.to_string();
+        if yet { No::Wait(why) } else { No::Refuse(why) }
+    })?;
     let others = found.vms.into_iter().filter(|m| m.vm != row).collect();
     Ok(Going { to: found.to, live, others })
 }

@@ -6,7 +6,7 @@ use super::model::{Acceptance, HostRow, VmKey, VmRow};
 use super::rules::Rules;
 
 /// Lists of numbers by number, in one piece of memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Lists {
     start: Vec<u32>,
     flat: Vec<u32>,
@@ -39,7 +39,7 @@ impl Lists {
 }
 
 /// Hosts and VMs of one moment, indexed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cluster {
     pub(super) hosts: Vec<HostRow>,
     pub(super) vms: Vec<VmRow>,
@@ -77,6 +77,21 @@ impl Cluster {
         }
         let rules = Rules::new(&vms);
         Self { hosts, vms, on, residents, used_cpu, used_mib, rules }
+    }
+
+    /// The same, with VMs on hosts that they were given since.
+    #[must_use]
+    pub fn with(&self, given: &[(VmKey, String)]) -> Self {
+        let mut vms = self.vms.clone();
+        for (key, host) in given {
+            if let Some(at) = self.vm(key) {
+                let on = &mut vms[at as usize].on;
+                if !on.contains(host) {
+                    on.push(host.clone());
+                }
+            }
+        }
+        Self::new(self.hosts.clone(), vms)
     }
 
     /// The number of the host `name`.

@@ -56,6 +56,8 @@ pub struct HostRow {
     pub storages: BTreeSet<String>,
     /// Why a storage is not in `storages`, as the end of a sentence; may be left out.
     pub unready: BTreeMap<String, String>,
+    /// Why nothing moves live from or to it now, as the end of a sentence.
+    pub no_live: Option<String>,
 }
 
 /// How a running VM may be moved.
@@ -103,8 +105,11 @@ pub struct VmRow {
     /// released. During a move the source first, the target last; it counts for
     /// capacity and for `apart` on each.
     pub on: Vec<String>,
-    /// Hosts on which its start failed since it last ran: others go first.
+    /// Hosts on which its start failed since it last ran, or to which a move of it failed lately:
+    /// others go first.
     pub tried: BTreeSet<String>,
+    /// Hosts that failed moves of it so lately that a preference is no reason to try again.
+    pub shuns: BTreeSet<String>,
     /// Hosts that are closed to this VM alone, and why (the end of a sentence).
     pub barred: BTreeMap<String, String>,
     /// The host that a user's last move chose.
@@ -115,6 +120,8 @@ pub struct VmRow {
     pub usage: Option<(i64, i64)>,
     /// How it may be moved.
     pub movable: Movable,
+    /// Why it must not be moved now, as the end of a sentence that begins with it.
+    pub stays: Option<String>,
     /// It is started elsewhere when its host dies.
     pub recovers: bool,
 }
@@ -137,11 +144,13 @@ impl Default for VmRow {
             prefers_apart: Vec::new(),
             on: Vec::new(),
             tried: BTreeSet::new(),
+            shuns: BTreeSet::new(),
             barred: BTreeMap::new(),
             moved_to: None,
             failback: false,
             usage: None,
             movable: Movable::default(),
+            stays: None,
             recovers: true,
         }
     }

@@ -128,8 +128,8 @@ pub fn join_of(
     })
 }
 
-/// Moves of VMs with failback whose best-ranked host with room is better than theirs.
-/// All of them may go on at the same time.
+/// Moves of VMs with failback whose best-ranked host with room is better than theirs; a host that
+/// failed one is given time first. All of them may go on at the same time.
 pub fn failback(cluster: &Cluster) -> Vec<Move> {
     let mut solver = Solver::new(cluster);
     let mut moves = Vec::new();
@@ -140,7 +140,7 @@ pub fn failback(cluster: &Cluster) -> Vec<Move> {
         let rank = |h: u32| ranks.get(h as usize).copied().unwrap_or_default();
         let best = roomy(&unit, &solver.ledger)
             .into_iter()
-            .filter(|h| rank(*h) < rank(here))
+            .filter(|h| rank(*h) < rank(here) && !unit.shuns(*h))
             .min_by_key(|h| (rank(*h), unit.score(&solver.ledger, &[], *h)));
         if let Some(to) = best {
             solver.plan(&unit, to);

@@ -17,6 +17,8 @@ pub(super) struct Need {
     hypervisors: BTreeSet<HypervisorKind>,
     storages: BTreeSet<String>,
     barred: BTreeMap<String, String>,
+    /// Some of them come while they run.
+    pub(super) live: bool,
 }
 
 impl Need {
@@ -69,6 +71,9 @@ impl Need {
             return Some(Why::Closed(reason));
         }
         if let Some(reason) = self.barred.get(&host.name) {
+            return Some(Why::Closed(reason));
+        }
+        if let Some(reason) = host.no_live.as_ref().filter(|_| self.live) {
             return Some(Why::Closed(reason));
         }
         if let Some(kind) = self.hypervisors.iter().find(|k| !host.hypervisors.contains(k)) {

@@ -95,11 +95,17 @@ pub(super) fn reject(
     }
     vms.iter().find_map(|vm| {
         let row = cluster.row(*vm);
+        let stuck = |host: u32| match &cluster.hosts[host as usize].no_live {
+            Some(why) if row.movable == Movable::Live => {
+                Some(format!("can't leave {}: {why}", cluster.host_name(host)))
+            }
+            _ => None,
+        };
         let why = match cluster.on.get(*vm) {
-            [] => "runs nowhere",
-            [_] if row.movable == Movable::No => "must not be moved",
-            [_] => return None,
-            _ => "is being moved already",
+            [] => "runs nowhere".to_owned(),
+            [_] if row.movable == Movable::No => "must not be moved".to_owned(),
+            [host] => row.stays.clone().or_else(|| stuck(*host))?,
+            _ => "is being moved already".to_owned(),
         };
         Some(Unplaceable::rule(format!("{} {why}", row.key)))
     })

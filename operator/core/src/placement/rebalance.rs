@@ -60,7 +60,7 @@ pub fn rebalance(cluster: &Cluster, by: By, hold: &BTreeSet<VmKey>, most: usize)
             let (cpu, mib) = loads.size(&unit.vms);
             for to in roomy(unit, &solver.ledger) {
                 let worse = unit.rank(to) > unit.rank(from) || back(to) > back(from);
-                if worse || lean(to) < lean(from) {
+                if worse || lean(to) < lean(from) || unit.shuns(to) {
                     continue;
                 }
                 let filled = loads.of(to, cpu, mib);

@@ -62,13 +62,18 @@ struct Breach {
     why: String,
 }
 
-/// What a move costs; the least is taken: breaches mended per call come first,
-/// then few VMs, live moves, low priority, the first name.
-type Cost = (isize, usize, usize, i32, u32);
+/// What a move costs; the least is taken: breaches mended per call come first, then few VMs that
+/// leave where their user moved them, few VMs, live moves, low priority, the first name.
+type Cost = (isize, usize, usize, usize, i32, u32);
 
 fn cost(cluster: &Cluster, unit: &Unit, mends: usize) -> Cost {
-    let cold = unit.vms.iter().filter(|vm| cluster.row(**vm).movable != Movable::Live).count();
-    (-(mends as isize), unit.vms.len(), cold, unit.priority, unit.group)
+    let rows = || unit.vms.iter().map(|vm| (cluster.row(*vm), cluster.on.get(*vm)));
+    let cold = rows().filter(|(row, _)| row.movable != Movable::Live).count();
+    let chosen = |row: &super::model::VmRow, on: &[u32]| {
+        on.iter().any(|host| row.moved_to.as_deref() == Some(cluster.host_name(*host)))
+    };
+    let undone = rows().filter(|(row, on)| chosen(row, on)).count();
+    (-(mends as isize), undone, unit.vms.len(), cold, unit.priority, unit.group)
 }
 
 fn breaches(solver: &mut Solver<'_>) -> Vec<Breach> {

@@ -9,7 +9,7 @@ use super::model::VmRow;
 ///
 /// A VM that nothing links is a group of its own. What binds one of a group
 /// binds all (scenario-format §2), so `apart` is kept between groups.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rules {
     group_of: Vec<u32>,
     members: Lists,

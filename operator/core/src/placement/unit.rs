@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::cluster::Cluster;
 use super::ledger::Ledger;
-use super::model::{Refusal, Unplaceable};
+use super::model::{Movable, Refusal, Unplaceable};
 use super::need::{Need, Why};
 
 /// VMs of one group that get one host.
@@ -31,6 +31,7 @@ pub(super) struct Unit {
     /// By host, the lower the better; empty: all alike.
     ranks: Vec<u32>,
     tried: Vec<u32>,
+    shuns: Vec<u32>,
 }
 
 /// How a host suits a unit: the smallest is taken.
@@ -64,7 +65,10 @@ impl Unit {
         leaving: Vec<u32>,
     ) -> Self {
         let cluster = ledger.cluster;
-        let (need, mut hosts) = classes.hosts(cluster, Need::new(cluster, group, &vms));
+        let mut need = Need::new(cluster, group, &vms);
+        let is_live = |vm: &u32| cluster.row(*vm).movable == Movable::Live;
+        need.live = !leaving.is_empty() && vms.iter().any(is_live);
+        let (need, mut hosts) = classes.hosts(cluster, need);
         let anchors: Vec<(u32, u32)> = cluster
             .rules
             .members(group)
@@ -80,6 +84,7 @@ impl Unit {
         let mut tried: Vec<u32> =
             rows().flat_map(|r| &r.tried).filter_map(|h| cluster.host(h)).collect();
         tried.sort_unstable();
+        let shuns = rows().flat_map(|r| &r.shuns).filter_map(|h| cluster.host(h)).collect();
         Self {
             cpu: rows().map(|r| r.cpu).sum(),
             mib: rows().map(|r| r.memory_mib).sum(),
@@ -91,6 +96,7 @@ impl Unit {
             need,
             anchors,
             tried,
+            shuns,
             vms,
         }
     }
@@ -140,6 +146,11 @@ impl Unit {
             ledger.count[host as usize],
             host,
         )
+    }
+
+    /// Whether moves of one of them failed on `host` too lately to try again for a preference.
+    pub(super) fn shuns(&self, host: u32) -> bool {
+        self.shuns.contains(&host)
     }
 
     /// How far down `host` is in the members' preferences.

@@ -14,6 +14,7 @@ use crate::world::{FenceRecord, FenceResult, Key, NamespaceFact, OrderKey, World
 mod brake;
 mod fencing;
 mod locks;
+mod moves;
 mod problems;
 mod settled;
 mod specs;

@@ -7,9 +7,10 @@ use stockade_crds::v1alpha1::{LockKind, Recovery, RunPolicy, WaitsFor};
 
 use super::found::found;
 use super::machine::Claims;
+use crate::certificates::unproven;
 use crate::ha::host_state::{HostFacts, facts_of};
 use crate::locks;
-use crate::moves::cold;
+use crate::moves::{self, cold};
 use crate::placement::{Acceptance, Cluster, HostRow, Movable, VmKey, VmRow, is_forbidden};
 use crate::world::{Key, World};
 
@@ -33,6 +34,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
         })
         .collect();
     let claims = Claims::new(world);
+    let failed = moves::Failed::new(world);
     let vms = world
         .vms
         .iter()
@@ -74,6 +76,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 } else {
                     failures.tried_hosts.iter().cloned().collect()
                 },
+                shuns: BTreeSet::new(),
                 barred: own
                     .iter()
                     .filter(|host| pinned.get(key).is_none_or(|p| p != *host))
@@ -83,9 +86,16 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 failback: spec.placement.failback,
                 usage: vm.metadata.uid.as_ref().and_then(|u| world.usage.get(u)).copied(),
                 movable: if spec.migration.live { Movable::Live } else { Movable::Cold },
+                stays: spec.paused.then(|| "is paused; resume it first".to_owned()),
                 recovers: spec.availability.recovery == Recovery::Restart
                     && spec.run_policy != RunPolicy::Manual,
             };
+            for (host, shuns) in failed.of(key) {
+                row.tried.insert(host.to_owned());
+                if shuns {
+                    row.shuns.insert(host.to_owned());
+                }
+            }
             // What runs without an order has its room and binds rules all the same; no order moves it.
             let uid = vm.metadata.uid.as_deref().unwrap_or_default();
             let found = found(world, vm, &status.placements, claims.inventories(uid));
@@ -147,6 +157,8 @@ fn host_row(world: &World, facts: &HostFacts) -> HostRow {
         memory_mib: report.map_or(0, |r| (r.memory_mib - kept).max(0)),
         labels: host.and_then(|h| h.metadata.labels.clone()).unwrap_or_default(),
         accepts: facts.refuses.clone().map_or(Acceptance::Yes, Acceptance::No),
+        no_live: unproven(world, &facts.name)
+            .then(|| "its certificates for live moves are not in force yet".to_owned()),
         ..HostRow::default()
     };
     let missing = host.map(|h| locks::missing(world, &facts.name, h)).unwrap_or_default();

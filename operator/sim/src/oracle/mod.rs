@@ -49,10 +49,12 @@ pub enum Rule {
     WantedToRun,
     /// What is placed may run there: required hosts, and VMs that it is to be apart from (S17).
     StrictRules,
+    /// A move that is told to have succeeded ran on its target and left nothing on its source (S6).
+    LeftNothing,
 }
 
 /// All predicates.
-pub const RULES: [Rule; 19] = [
+pub const RULES: [Rule; 20] = [
     Rule::OneCopy,
     Rule::OneWriter,
     Rule::FreshMemory,
@@ -72,6 +74,7 @@ pub const RULES: [Rule; 19] = [
     Rule::Brake,
     Rule::WantedToRun,
     Rule::StrictRules,
+    Rule::LeftNothing,
 ];
 
 impl Rule {
@@ -98,6 +101,7 @@ impl Rule {
             Self::Brake => "nobody is shot while the storm brake holds",
             Self::WantedToRun => "who is not wanted to run is not placed",
             Self::StrictRules => "strict rules hold wherever a VM is placed",
+            Self::LeftNothing => "a move that succeeded left nothing on its source",
         }
     }
 }

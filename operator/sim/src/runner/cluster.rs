@@ -325,6 +325,10 @@ impl Cluster {
                     wishes.written(&mut sim.lock(), &write);
                     continue;
                 }
+                if write.kind == "VirtualMachineMigration" {
+                    wishes.moved(&mut sim.lock(), &write);
+                    continue;
+                }
                 if write.kind != "HostFence" {
                     tell_of_life(&mut sim.lock(), &write);
                     continue;

@@ -111,8 +111,12 @@ pub struct World {
     pub certified: BTreeSet<(String, String)>,
     /// Sources of moves that were swapped, as the API says: host and VM.
     pub swapped: BTreeSet<(String, String)>,
+    /// Epochs that were executed, by VM uid.
+    pub executed: BTreeSet<(String, i64)>,
     /// A second controller has led beside the first.
     pub two_leaders: bool,
+    /// The API has been in trouble: a controller may not know what it has just written itself.
+    pub api_trouble: bool,
     /// What the storm brake is measured by.
     pub storm: brake::Storm,
     /// Something other than the API has been in trouble.
@@ -161,7 +165,9 @@ impl Sim {
                 expected: BTreeMap::new(),
                 certified: BTreeSet::new(),
                 swapped: BTreeSet::new(),
+                executed: BTreeSet::new(),
                 two_leaders: false,
+                api_trouble: false,
                 storm: brake::Storm::default(),
                 fault_beyond_api: false,
                 host_actions: 0,

@@ -128,6 +128,8 @@ impl World {
             q.resumed_at.get_or_insert(at);
         }
         let (vm, knows, unlocked) = (q.vm.clone(), q.knows.clone(), q.unlocked);
+        let epoch = q.epoch;
+        self.executed.insert((uid.to_owned(), epoch));
         let stale = knows
             .iter()
             .find(|(path, known)| self.disks.get(*path).is_some_and(|d| d.version > **known));

@@ -75,6 +75,80 @@ fn failback_goes_to_the_best_rank_that_has_room() {
 }
 
 #[test]
+fn failback_gives_a_host_time_that_failed_a_move() {
+    let ranks: &[&[&str]] = &[&["h1"], &["h2"]];
+    let failed = |shuns: &[&str]| VmRow {
+        tried: set(&["h1"]),
+        shuns: set(shuns),
+        ..prefers("a", "h4", ranks)
+    };
+    assert_eq!(back(hosts(4), vec![failed(&["h1"])]), ["a>h2"]);
+    assert_eq!(back(hosts(4), vec![failed(&[])]), ["a>h1"]);
+    assert!(back(hosts(4), vec![failed(&["h1", "h2"])]).is_empty());
+}
+
+#[test]
+fn a_drain_goes_where_no_move_failed_before_where_one_did() {
+    let failed = VmRow { tried: set(&["h2"]), ..prefers("a", "h1", &[&["h2"]]) };
+    let plan = drain_plan(&Cluster::new(hosts(3), vec![failed.clone()]), "h1", 1);
+    assert_eq!(told(&plan.waves.concat()), ["a>h3"]);
+    let plan = drain_plan(&Cluster::new(hosts(2), vec![failed]), "h1", 1);
+    assert_eq!(told(&plan.waves.concat()), ["a>h2"], "there is no other");
+}
+
+#[test]
+fn a_host_without_certificates_is_no_end_of_a_live_move() {
+    let no_live = Some("its certificates are not in force yet".to_owned());
+    let mut h = hosts(3);
+    h[1].no_live.clone_from(&no_live);
+    let cold = VmRow { movable: Movable::Cold, ..on("b", "h1") };
+    let cluster = Cluster::new(h, vec![on("a", "h1"), cold, on("c", "h2")]);
+    let to = |vm: &str, to: Option<&str>| {
+        move_of(&cluster, &key(vm), to).map(|m| m.to).map_err(|no| no.to_string())
+    };
+    assert_eq!(to("a", None), Ok("h3".into()));
+    assert_eq!(to("a", Some("h2")), Err("h2: its certificates are not in force yet".into()));
+    assert_eq!(to("b", Some("h2")), Ok("h2".into()), "stopped and started it goes anywhere");
+    let why = "default/c can't leave h2: its certificates are not in force yet";
+    assert_eq!(to("c", Some("h3")), Err(why.into()));
+    let plan = drain_plan(&cluster, "h2", 1);
+    assert_eq!(plan.blocked[0].1.to_string(), why);
+}
+
+#[test]
+fn what_stays_for_a_while_is_named_with_the_reason() {
+    let stays = Some("is paused; resume it first".to_owned());
+    let cluster = Cluster::new(hosts(2), vec![VmRow { stays, ..on("a", "h1") }]);
+    let plan = drain_plan(&cluster, "h1", 1);
+    assert_eq!(plan.blocked[0].1.to_string(), "default/a is paused; resume it first");
+}
+
+#[test]
+fn what_was_given_a_host_since_counts_there() {
+    let mut h = hosts(3);
+    h[2].memory_mib = 1024;
+    let apart = VmRow { apart: names(&["a"]), ..on("b", "h2") };
+    let before = Cluster::new(h, vec![on("a", "h1"), apart, on("c", "h2")]);
+    let to = |cluster: &Cluster, vm: &str, to: &str| {
+        move_of(cluster, &key(vm), Some(to)).map(|_| ()).map_err(|no| no.to_string())
+    };
+    assert_eq!((to(&before, "b", "h3"), to(&before, "c", "h3")), (Ok(()), Ok(())));
+    let after = before.with(&[(key("a"), "h3".into())]);
+    let full = "h3: needs 1024 MiB of memory, 0 MiB are free";
+    assert_eq!(to(&after, "b", "h3"), Err("h3: runs default/a, which must be apart".into()));
+    assert_eq!(to(&after, "c", "h3"), Err(full.into()));
+}
+
+#[test]
+fn a_torn_group_is_mended_where_its_user_moved_one_of_it() {
+    let a = VmRow { moved_to: Some("h2".into()), together: names(&["b"]), ..on("a", "h2") };
+    assert_eq!(mend(hosts(3), vec![a.clone(), on("b", "h1")]), ["b>h2"]);
+    let b = VmRow { moved_to: Some("h1".into()), ..on("b", "h1") };
+    let a = VmRow { moved_to: None, ..a };
+    assert_eq!(mend(hosts(3), vec![a, b]), ["a>h1"]);
+}
+
+#[test]
 fn failbacks_at_once_leave_room_for_each_other() {
     let mut h = hosts(3);
     h[0].memory_mib = 1024;

@@ -44,6 +44,9 @@ impl Stage {
         if shoots || (beyond && !api_alone) {
             self.cluster.sim.lock().fault_beyond_api = true;
         }
+        if matches!(step.verb, Verb::Api { .. }) {
+            self.cluster.sim.lock().api_trouble = true;
+        }
         self.orders.gave(index, &step.verb, answer, wish);
         self.cluster.sim.touch();
     }
