@@ -14,7 +14,7 @@ use stockade_crds::v1alpha1::{
 use super::cold::leads_away;
 use super::failed::REMEMBERED;
 use super::live::{self, Next};
-use super::{cause, facts_of, is_over, object};
+use super::{cause, facts_of, is_over, needs_books, object};
 use crate::certificates::unproven;
 use crate::ha::host_state::HostFacts;
 use crate::lineage::is_paused;
@@ -106,8 +106,10 @@ pub(super) fn plan<'c>(
             *books = Cow::Owned(cluster.with(&given));
         }
     };
-    // What starts in this plan.
-    enter(&mut books, decisions);
+    // What starts in this plan; nobody asks where nothing may have to move.
+    if needs_books(world, facts) {
+        enter(&mut books, decisions);
+    }
     if world.migrations.is_empty() {
         return books;
     }

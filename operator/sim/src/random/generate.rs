@@ -67,6 +67,9 @@ pub fn text(seed: u64) -> String {
     if seed % 3 == 1 {
         draw.further(seed);
     }
+    if moves {
+        draw.moving(seed);
+    }
     draw.steps.sort_by_key(|(at, _)| *at);
     out += "steps:\n";
     for (at, step) in &draw.steps {

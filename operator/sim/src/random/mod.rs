@@ -3,6 +3,7 @@
 
 mod further;
 mod generate;
+mod moving;
 mod shrink;
 #[cfg(test)]
 mod tests;
