@@ -71,6 +71,7 @@ fn orchestrate() {
     play(h1, "thief");
     play(h1, "frozen");
     h1.start_libvirtd().unwrap();
+    play(h1, "stuck");
     play(h1, "start");
     play(h2, "expect");
     fs::write(hosts.shared().join("peer"), h2.address()).unwrap();
@@ -113,6 +114,7 @@ fn agent(part: &str, shared: &Path) {
             "conformance" => conformance::hypervisor(&libvirt, &Real(shared)).await,
             "thief" => thief(shared),
             "frozen" => frozen(&libvirt, shared).await,
+            "stuck" => stuck(&libvirt, shared).await,
             "start" => start(&libvirt, shared).await,
             "expect" => expect(&libvirt, shared).await,
             "move" => leave(&libvirt, shared).await,
@@ -233,6 +235,35 @@ async fn frozen(libvirt: &Libvirt, shared: &Path) {
     assert_eq!(guest_boots(&disk(shared)).unwrap(), boots, "the late start got past the hook");
     assert_eq!(libvirt.presence(UID, 10).await, Presence::Unknown);
     daemon("-KILL");
+    gone(libvirt, 10).await;
+}
+
+/// Signals the lock daemon.
+fn lock_daemon(signal: &str) {
+    let status = Command::new("pkill").args([signal, "-x", "virtlockd"]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Copies of libvirtd that are to become QEMUs.
+fn copies() -> usize {
+    let found = Command::new("pgrep").args(["-x", "rpc-libvirtd"]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().count()
+}
+
+/// The copy that is to become the QEMU waits for its lock for good, and the daemon for the copy.
+async fn stuck(libvirt: &Libvirt, shared: &Path) {
+    journal(shared, 10, true).await;
+    lock_daemon("-STOP");
+    let order = order(shared, 10);
+    let mends = async {
+        until("a copy waits", async || copies() > 0).await;
+        assert!(libvirt.list().await.is_err(), "the daemon answers");
+        until("the copy is ended", async || libvirt.list().await.is_ok() || copies() == 0).await;
+        lock_daemon("-CONT");
+        until("the daemon answers again", async || libvirt.list().await.is_ok()).await;
+    };
+    let (started, ()) = tokio::join!(libvirt.start(&order), mends);
+    assert!(started.is_err(), "{started:?}");
     gone(libvirt, 10).await;
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +76,35 @@ pub fn is_populated(cgroup: &Path) -> bool {
     }
 }
 
+/// Copies that a daemon forked of itself so long ago, at least, and that have become no other program
+/// yet: one thread each, its executable still the daemon's.
+///
+/// # Errors
+/// The daemon is gone, or `/proc` can't be read.
+pub fn copies_of(daemon: &ProcessId, age: Duration) -> io::Result<Vec<ProcessId>> {
+    let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe"));
+    let daemons = program(daemon.pid)?;
+    let uptime = fs::read_to_string("/proc/uptime")?;
+    let uptime = uptime.split_whitespace().next().and_then(|text| text.parse::<f64>().ok());
+    let uptime = Duration::from_secs_f64(uptime.ok_or(io::ErrorKind::InvalidData)?);
+    // Start times are in hundredths of a second.
+    let began = |process: &ProcessId| Duration::from_millis(process.started * 10);
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let is_copy = pid != daemon.pid
+            && program(pid).is_ok_and(|program| program == daemons)
+            && stat_field(pid, 17).as_deref() == Some("1");
+        let Some(process) = ProcessId::of(pid).filter(|_| is_copy) else { continue };
+        let old = began(&process) + age <= uptime;
+        if old && process.started >= daemon.started {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
 /// Every QEMU of the machine that was started for this UUID (`-uuid` on its command line).
 ///
 /// Works for processes that no daemon knows any more. An error means that nothing can be told.
@@ -98,4 +128,39 @@ pub fn qemus_of(uuid: &str) -> io::Result<Vec<ProcessId>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::thread::sleep;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_that_became_no_other_program_is_found_once_it_is_old() {
+        // A subshell is a copy; what it runs is none.
+        let script = "(while :; do sleep 0.2; done) & wait";
+        let mut shell = Command::new("sh");
+        let mut shell = shell.args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
+        let daemon = ProcessId::of(i32::try_from(shell.id()).unwrap()).unwrap();
+        let copies = |age| copies_of(&daemon, age).unwrap();
+        let of_daemon = |copy: &ProcessId| {
+            stat_field(copy.pid, 1).as_deref() == Some(daemon.pid.to_string().as_str())
+        };
+        let mut found = Vec::new();
+        for _ in 0..100 {
+            found = copies(Duration::ZERO);
+            found.retain(of_daemon);
+            if !found.is_empty() {
+                break;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        let [copy] = &found[..] else { panic!("{found:?}") };
+        assert!(!copies(Duration::from_secs(3600)).contains(copy), "it is young");
+        copy.kill().unwrap();
+        assert!(shell.wait().unwrap().success());
+        assert!(!copy.is_there());
+    }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use stockade_core::world::{Key, World};
 use stockade_crds::names::{POLICY_NAME, host_of_namespace};
@@ -35,6 +36,7 @@ pub(super) async fn world(session: &Session) -> Result<World, PluginError> {
     )?;
     Ok(World {
         fresh: true,
+        wall_seconds: Timestamp::now().as_second(),
         policy: policies.into_iter().find(|p| p.name_any() == POLICY_NAME).map(Arc::new),
         vms: by_key(vms),
         migrations: by_key(migrations),

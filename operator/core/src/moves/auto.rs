@@ -239,15 +239,22 @@ impl<'a> Orders<'a> {
                 })
         });
         let Some(first) = one.vms.first().filter(|_| ready) else { return false };
-        let sources = one.vms.iter().map(|mover| mover.from.as_str());
-        if !self.load.takes(self.world, sources, &one.to) {
-            return false;
-        }
         let name = |mover: &crate::placement::Mover| {
             let key = Key::new(&mover.vm.namespace, &mover.vm.name);
             let epoch = self.decisions.get(&key).map_or(0, |d| d.report.status.epoch);
             format!("{}-{}-{epoch}", mover.vm.name, cause.to_ascii_lowercase())
         };
+        // One that is on its way out, or was of an earlier VM of that name.
+        let taken = |mover: &crate::placement::Mover| {
+            self.world.migrations.contains_key(&Key::new(&mover.vm.namespace, name(mover)))
+        };
+        if one.vms.iter().any(taken) {
+            return false;
+        }
+        let sources = one.vms.iter().map(|mover| mover.from.as_str());
+        if !self.load.takes(self.world, sources, &one.to) {
+            return false;
+        }
         let leader = name(first);
         for mover in &one.vms {
             let own = name(mover);
@@ -274,10 +281,12 @@ fn slow(world: &World, vm: &Key, decision: &Decision) -> Option<String> {
     if status.printable_status != VmState::Running && status.migration.is_none() {
         return Some(format!("{vm} is {:?}", status.printable_status));
     }
-    let moves = world
-        .migrations
-        .iter()
-        .filter(|(key, migration)| key.namespace == vm.namespace && migration.spec.vm == vm.name);
+    // A person's own moves of earlier days say nothing of this.
+    let moves = world.migrations.iter().filter(|(key, migration)| {
+        key.namespace == vm.namespace
+            && migration.spec.vm == vm.name
+            && (cause(migration).is_some() || !is_over(migration))
+    });
     let last = moves.max_by_key(|(_, m)| m.metadata.creation_timestamp.as_ref().map(|t| t.0))?.1;
     let said = last.status.as_ref()?;
     let waits = |reason: &str| reason == "Waiting" || reason == "Refused" || reason == "Failed";

@@ -15,7 +15,6 @@ use super::cold::leads_away;
 use super::failed::REMEMBERED;
 use super::live::{self, Next};
 use super::{cause, facts_of, is_over, needs_books, object};
-use crate::certificates::unproven;
 use crate::ha::host_state::HostFacts;
 use crate::lineage::is_paused;
 use crate::placement::{Cluster, Mover, VmKey, join_of, move_of};
@@ -33,6 +32,8 @@ pub(super) const KEPT: Millis = 30_000;
 pub(super) struct Load {
     hosts: BTreeMap<String, i32>,
     all: i32,
+    /// VMs that follow another and have not begun, counted already: from where to where.
+    booked: BTreeMap<Key, (String, String)>,
 }
 
 impl Load {
@@ -48,9 +49,27 @@ impl Load {
     }
 
     pub(super) fn add(&mut self, source: &str, target: &str) {
-        *self.hosts.entry(source.to_owned()).or_default() += 1;
-        *self.hosts.entry(target.to_owned()).or_default() += 1;
-        self.all += 1;
+        self.count(source, target, 1);
+    }
+
+    fn count(&mut self, source: &str, target: &str, n: i32) {
+        *self.hosts.entry(source.to_owned()).or_default() += n;
+        *self.hosts.entry(target.to_owned()).or_default() += n;
+        self.all += n;
+    }
+
+    fn book(&mut self, vm: Key, source: &str, target: &str) {
+        self.add(source, target);
+        self.booked.insert(vm, (source.to_owned(), target.to_owned()));
+    }
+
+    /// Takes back what was counted for these already.
+    fn unbook(&mut self, vms: impl IntoIterator<Item = Key>) {
+        for vm in vms {
+            if let Some((source, target)) = self.booked.remove(&vm) {
+                self.count(&source, &target, -1);
+            }
+        }
     }
 
     /// Whether VMs may go from these hosts, one each, to the other as one.
@@ -103,7 +122,7 @@ pub(super) fn plan<'c>(
     let enter = |books: &mut Cow<'c, Cluster>, decisions: &BTreeMap<Key, Decision>| {
         let given = given(decisions);
         if !given.is_empty() {
-            *books = Cow::Owned(cluster.with(&given));
+            *books = Cow::Owned(cluster.with(given));
         }
     };
     // What starts in this plan; nobody asks where nothing may have to move.
@@ -126,14 +145,15 @@ pub(super) fn plan<'c>(
     pending.sort_by_key(|(key, m)| {
         (cause(m).is_some(), m.metadata.creation_timestamp.as_ref().map(|t| t.0), *key)
     });
-    // Those that follow another are its own: it had room for them.
-    for (key, follower) in pending.iter().filter(|(_, m)| follows(m)) {
-        let decision = decisions.get(&Key::new(&key.namespace, &follower.spec.vm));
+    // Those that follow another have room with it.
+    for (key, follower) in &pending {
+        let vm = Key::new(&key.namespace, &follower.spec.vm);
+        let decision = decisions.get(&vm);
         let source = decision.and_then(|d| d.report.status.host.as_ref());
-        if let (None, Some(source), Some(target)) =
-            (moving_by(decision, follower), source, &follower.spec.target)
+        if let (Some(_), None, Some(source), Some(target)) =
+            (leader(follower), moving_by(decision, follower), source, &follower.spec.target)
         {
-            load.add(source, target);
+            load.book(vm, source, target);
         }
     }
     for (key, migration) in pending {
@@ -160,24 +180,23 @@ pub(super) fn plan<'c>(
 }
 
 /// Where this plan starts VMs or begins to move them: what comes after it must count them there.
-fn given(decisions: &BTreeMap<Key, Decision>) -> Vec<(VmKey, String)> {
+fn given(decisions: &BTreeMap<Key, Decision>) -> Vec<(VmKey, Vec<String>)> {
     let placed = |decision: &&Decision| {
         decision.intents.iter().any(|intent| matches!(intent, Intent::Place { .. }))
     };
     let all = decisions.iter().filter(|(_, decision)| placed(decision));
-    all.flat_map(|(key, decision)| {
+    all.map(|(key, decision)| {
         let status = &decision.report.status;
         let open = status.placements.iter().filter(|p| !p.state.is_settled()).map(|p| &p.host);
         let target = status.migration.as_ref().filter(|m| leads_away(m)).map(|m| &m.target);
-        let vm = VmKey::new(&key.namespace, &key.name);
-        open.chain(target).map(move |host| (vm.clone(), host.clone()))
+        (VmKey::new(&key.namespace, &key.name), open.chain(target).cloned().collect())
     })
     .collect()
 }
 
-/// Whether a move was ordered for a member of a group whose other moved.
-fn follows(migration: &VirtualMachineMigration) -> bool {
-    migration.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LEADER_LABEL))
+/// The move along with which this one was ordered, for another member of the group.
+fn leader(migration: &VirtualMachineMigration) -> Option<&String> {
+    migration.metadata.labels.as_ref()?.get(LEADER_LABEL)
 }
 
 /// The move of a VM, if it is this one.
@@ -459,6 +478,16 @@ fn wanted(
         }
         report(migration, MigrationOutcome::Pending, "Waiting", why)
     };
+    // What follows waits for the one that it follows.
+    let ahead = leader(migration).map(|name| Key::new(&key.namespace, name));
+    let waits = ahead.and_then(|ahead| {
+        let first = world.migrations.get(&ahead).filter(|first| !is_over(first))?;
+        let vm = Key::new(&ahead.namespace, &first.spec.vm);
+        moving_by(decisions.get(&vm), first).is_none().then_some(ahead)
+    });
+    if let Some(ahead) = waits {
+        return wait(format!("waits for {}", ahead.name));
+    }
     let going = match preflight(world, facts, cluster, decisions, key, migration) {
         Ok(going) => going,
         Err(No::Wait(why)) => {
@@ -474,18 +503,20 @@ fn wanted(
         return wait("waits for its VM".to_owned());
     };
     let source = decision.report.status.host.clone().unwrap_or_default();
-    if !follows(migration) {
-        let sources = || {
-            let others = going.others.iter().map(|other| other.from.as_str());
-            std::iter::once(source.as_str()).chain(others)
-        };
-        if !load.takes(world, sources(), &going.to) {
+    if leader(migration).is_none() {
+        let others = || going.others.iter();
+        let mut whole = load.clone();
+        whole.unbook(others().map(|other| Key::new(&other.vm.namespace, &other.vm.name)));
+        let sources =
+            || std::iter::once(source.as_str()).chain(others().map(|other| other.from.as_str()));
+        if !whole.takes(world, sources(), &going.to) {
             out.wake(world.now + 1_000);
             return wait(
                 "waits for other moves: migrationsPerHost or migrationsPerCluster".to_owned(),
             );
         }
-        sources().for_each(|source| load.add(source, &going.to));
+        sources().for_each(|source| whole.add(source, &going.to));
+        *load = whole;
     }
     let mut told = report(
         migration,
@@ -504,7 +535,7 @@ fn wanted(
         return told;
     }
     if !begin(world, facts, vm, decision, (key, migration), &going) {
-        return told;
+        return if given_up { wait("waits for its hosts".to_owned()) } else { told };
     }
     told.status.epoch = decision.report.status.migration.as_ref().map_or(0, |m| m.epoch);
     out.event(
@@ -622,19 +653,19 @@ fn preflight(
         let why = f.refuses.clone().unwrap_or_default();
         return Err(No::Wait(format!("{target}: {why}")));
     }
-    let found = match join_of(cluster, &row, target) {
+    let find = |cluster: &Cluster| match join_of(cluster, &row, target) {
         Some(found) => found,
         None => move_of(cluster, &row, target),
     };
-    // Certificates come into force by themselves.
-    let yet = match target {
-        Some(target) => unproven(world, target),
-        None => facts.iter().any(|f| f.refuses.is_none() && unproven(world, &f.name)),
-    } || unproven(world, &source);
-    let found = found.map_err(|no| {
-        let why = no.to_string();
-        if yet { No::Wait(why) } else { No::Refuse(why) }
-    })?;
+    let found = match find(cluster) {
+        Ok(found) => found,
+        // What certificates alone keep from going waits for them; who stops for it needs none.
+        Err(no) => match find(&cluster.all_live()) {
+            Ok(found) if !live => found,
+            Ok(_) => return Err(No::Wait(no.to_string())),
+            Err(no) => return refuse(no.to_string()),
+        },
+    };
     let others = found.vms.into_iter().filter(|m| m.vm != row).collect();
     Ok(Going { to: found.to, live, others })
 }

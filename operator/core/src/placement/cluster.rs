@@ -79,19 +79,26 @@ impl Cluster {
         Self { hosts, vms, on, residents, used_cpu, used_mib, rules }
     }
 
-    /// The same, with VMs on hosts that they were given since.
+    /// The same, with VMs on the hosts that they were given since.
     #[must_use]
-    pub fn with(&self, given: &[(VmKey, String)]) -> Self {
+    pub fn with(&self, given: Vec<(VmKey, Vec<String>)>) -> Self {
         let mut vms = self.vms.clone();
-        for (key, host) in given {
-            if let Some(at) = self.vm(key) {
-                let on = &mut vms[at as usize].on;
-                if !on.contains(host) {
-                    on.push(host.clone());
-                }
+        for (key, on) in given {
+            if let Some(at) = self.vm(&key) {
+                vms[at as usize].on = on;
             }
         }
         Self::new(self.hosts.clone(), vms)
+    }
+
+    /// The same, as if every host could give and take VMs live.
+    #[must_use]
+    pub fn all_live(&self) -> Self {
+        let mut all = self.clone();
+        for host in &mut all.hosts {
+            host.no_live = None;
+        }
+        all
     }
 
     /// The number of the host `name`.

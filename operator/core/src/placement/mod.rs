@@ -28,7 +28,7 @@ mod unit;
 
 pub use cluster::Cluster;
 pub use drain::{DrainPlan, drain_plan};
-pub use model::{Acceptance, HostRow, Movable, Refusal, Unplaceable, VmKey, VmRow};
+pub use model::{Acceptance, FailedMoves, HostRow, Movable, Refusal, Unplaceable, VmKey, VmRow};
 pub use moves::{Move, Mover, failback, join_of, move_of};
 pub use place::{Mode, place};
 pub use rebalance::{By, rebalance};

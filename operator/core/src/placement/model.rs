@@ -72,6 +72,15 @@ pub enum Movable {
     No,
 }
 
+/// Moves of a VM to one host that failed lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FailedMoves {
+    /// So many.
+    pub count: u32,
+    /// The last one is so fresh that a preference is no reason to try again.
+    pub fresh: bool,
+}
+
 /// A VM, as placement sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmRow {
@@ -105,11 +114,10 @@ pub struct VmRow {
     /// released. During a move the source first, the target last; it counts for
     /// capacity and for `apart` on each.
     pub on: Vec<String>,
-    /// Hosts on which its start failed since it last ran, or to which a move of it failed lately:
-    /// others go first.
+    /// Hosts on which its start failed since it last ran: others go first.
     pub tried: BTreeSet<String>,
-    /// Hosts that failed moves of it so lately that a preference is no reason to try again.
-    pub shuns: BTreeSet<String>,
+    /// Hosts to which moves of it failed lately, and how: where it moves, others go first.
+    pub failed: BTreeMap<String, FailedMoves>,
     /// Hosts that are closed to this VM alone, and why (the end of a sentence).
     pub barred: BTreeMap<String, String>,
     /// The host that a user's last move chose.
@@ -144,7 +152,7 @@ impl Default for VmRow {
             prefers_apart: Vec::new(),
             on: Vec::new(),
             tried: BTreeSet::new(),
-            shuns: BTreeSet::new(),
+            failed: BTreeMap::new(),
             barred: BTreeMap::new(),
             moved_to: None,
             failback: false,

@@ -140,6 +140,7 @@ impl<'a> Solver<'a> {
             leaving.dedup();
         }
         let vms = vms.into_iter().collect();
+        let leaving = (leaving, mode == Mode::Move);
         Unit::new(&self.ledger, &mut self.classes, group, vms, leaving)
     }
 

@@ -38,7 +38,7 @@ pub fn repair(cluster: &Cluster) -> Vec<Move> {
         for (group, mends) in concerned {
             for unit in options(&mut solver, group) {
                 let Some(to) = unit.best(&solver.ledger) else { continue };
-                let cost = cost(cluster, &unit, mends);
+                let cost = cost(cluster, &unit, to, mends);
                 if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                     best = Some((cost, unit, to));
                 }
@@ -62,18 +62,20 @@ struct Breach {
     why: String,
 }
 
-/// What a move costs; the least is taken: breaches mended per call come first, then few VMs that
-/// leave where their user moved them, few VMs, live moves, low priority, the first name.
-type Cost = (isize, usize, usize, usize, i32, u32);
+/// What a move costs; the least is taken: breaches mended per call come first, then a target that did
+/// not fail again and again, few VMs that leave where their user moved them, few VMs, live moves, low
+/// priority, the first name.
+type Cost = (isize, bool, usize, usize, usize, i32, u32);
 
-fn cost(cluster: &Cluster, unit: &Unit, mends: usize) -> Cost {
+fn cost(cluster: &Cluster, unit: &Unit, to: u32, mends: usize) -> Cost {
     let rows = || unit.vms.iter().map(|vm| (cluster.row(*vm), cluster.on.get(*vm)));
     let cold = rows().filter(|(row, _)| row.movable != Movable::Live).count();
     let chosen = |row: &super::model::VmRow, on: &[u32]| {
         on.iter().any(|host| row.moved_to.as_deref() == Some(cluster.host_name(*host)))
     };
     let undone = rows().filter(|(row, on)| chosen(row, on)).count();
-    (-(mends as isize), undone, unit.vms.len(), cold, unit.priority, unit.group)
+    let vain = unit.despairs_of(to);
+    (-(mends as isize), vain, undone, unit.vms.len(), cold, unit.priority, unit.group)
 }
 
 fn breaches(solver: &mut Solver<'_>) -> Vec<Breach> {

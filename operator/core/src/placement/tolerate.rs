@@ -51,7 +51,8 @@ fn survives(cluster: &Cluster, lost: &[u32]) -> bool {
     let mut units: Vec<Unit> = Vec::new();
     for (group, vms) in groups {
         let vms = vms.into_iter().collect();
-        let unit = Unit::new(&solver.ledger, &mut solver.classes, group, vms, lost.to_vec());
+        let leaving = (lost.to_vec(), false);
+        let unit = Unit::new(&solver.ledger, &mut solver.classes, group, vms, leaving);
         if unit.has_elsewhere(cluster) {
             units.push(unit);
         }

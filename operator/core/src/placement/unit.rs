@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::cluster::Cluster;
 use super::ledger::Ledger;
-use super::model::{Movable, Refusal, Unplaceable};
+use super::model::{FailedMoves, Movable, Refusal, Unplaceable};
 use super::need::{Need, Why};
 
 /// VMs of one group that get one host.
@@ -31,7 +31,8 @@ pub(super) struct Unit {
     /// By host, the lower the better; empty: all alike.
     ranks: Vec<u32>,
     tried: Vec<u32>,
-    shuns: Vec<u32>,
+    /// Hosts that failed moves of one of them, if it moves.
+    failed: Vec<(u32, FailedMoves)>,
 }
 
 /// How a host suits a unit: the smallest is taken.
@@ -56,18 +57,19 @@ impl Classes {
 }
 
 impl Unit {
-    /// The unit of `vms`, all of `group`, which must leave the hosts `leaving`.
+    /// The unit of `vms`, all of `group`, which must leave the hosts `leaving`; `moves`: it runs
+    /// there.
     pub(super) fn new(
         ledger: &Ledger<'_>,
         classes: &mut Classes,
         group: u32,
         vms: Vec<u32>,
-        leaving: Vec<u32>,
+        (leaving, moves): (Vec<u32>, bool),
     ) -> Self {
         let cluster = ledger.cluster;
         let mut need = Need::new(cluster, group, &vms);
         let is_live = |vm: &u32| cluster.row(*vm).movable == Movable::Live;
-        need.live = !leaving.is_empty() && vms.iter().any(is_live);
+        need.live = moves && vms.iter().any(is_live);
         let (need, mut hosts) = classes.hosts(cluster, need);
         let anchors: Vec<(u32, u32)> = cluster
             .rules
@@ -83,8 +85,13 @@ impl Unit {
         let rows = || vms.iter().map(|v| cluster.row(*v));
         let mut tried: Vec<u32> =
             rows().flat_map(|r| &r.tried).filter_map(|h| cluster.host(h)).collect();
+        let failed: Vec<(u32, FailedMoves)> = rows()
+            .filter(|_| moves)
+            .flat_map(|row| &row.failed)
+            .filter_map(|(host, failed)| Some((cluster.host(host)?, *failed)))
+            .collect();
+        tried.extend(failed.iter().map(|(host, _)| *host));
         tried.sort_unstable();
-        let shuns = rows().flat_map(|r| &r.shuns).filter_map(|h| cluster.host(h)).collect();
         Self {
             cpu: rows().map(|r| r.cpu).sum(),
             mib: rows().map(|r| r.memory_mib).sum(),
@@ -96,7 +103,7 @@ impl Unit {
             need,
             anchors,
             tried,
-            shuns,
+            failed,
             vms,
         }
     }
@@ -150,7 +157,12 @@ impl Unit {
 
     /// Whether moves of one of them failed on `host` too lately to try again for a preference.
     pub(super) fn shuns(&self, host: u32) -> bool {
-        self.shuns.contains(&host)
+        self.failed.iter().any(|(at, failed)| *at == host && failed.fresh)
+    }
+
+    /// Whether moves of one of them to `host` failed so often that no other way is worse.
+    pub(super) fn despairs_of(&self, host: u32) -> bool {
+        self.failed.iter().any(|(at, failed)| *at == host && failed.count >= 3)
     }
 
     /// How far down `host` is in the members' preferences.

@@ -258,3 +258,24 @@ fn mac(uid: &str, index: usize) -> String {
     let b = hash.to_be_bytes();
     format!("52:54:00:{:02x}:{:02x}:{:02x}", b[1], b[4], b[6])
 }
+
+/// Within an epoch the disks stay as they were given to it, whatever the spec says by now: their owner
+/// records were written for these. They may grow.
+pub(super) fn keep_disks(now: &mut Machine, given: &Machine) {
+    let wanted = std::mem::replace(&mut now.disks, given.disks.clone());
+    for disk in &mut now.disks {
+        let same = wanted.iter().find(|other| other.name == disk.name && other.path == disk.path);
+        if let Some(other) = same {
+            disk.size_bytes = other.size_bytes;
+        }
+    }
+}
+
+/// Whether the spec names other disks by now than a running VM was given.
+pub(super) fn other_disks(world: &World, vm: &VirtualMachine, given: &Machine) -> bool {
+    let named = |machine: &Machine| -> Vec<(String, String, bool)> {
+        let disks = machine.disks.iter();
+        disks.map(|disk| (disk.name.clone(), disk.path.clone(), disk.read_only)).collect()
+    };
+    resolve(world, vm).is_ok_and(|wanted| named(&wanted) != named(given))
+}

@@ -258,6 +258,7 @@ fn order(
             // What was pinned at the start is no change of the order.
             write.spec.machine.machine_type.clone_from(&d.spec.machine.machine_type);
             write.spec.machine.cpu_model.clone_from(&d.spec.machine.cpu_model);
+            machine::keep_disks(&mut write.spec.machine, &d.spec.machine);
             if let Some(r) = open.request.as_ref().filter(|r| r.verb == "reset") {
                 write.spec.reset = Some(r.text.clone());
             }

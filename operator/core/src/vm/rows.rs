@@ -76,7 +76,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 } else {
                     failures.tried_hosts.iter().cloned().collect()
                 },
-                shuns: BTreeSet::new(),
+                failed: failed.of(key),
                 barred: own
                     .iter()
                     .filter(|host| pinned.get(key).is_none_or(|p| p != *host))
@@ -90,12 +90,7 @@ pub fn cluster(world: &World, hosts: &[HostFacts], pinned: &BTreeMap<Key, String
                 recovers: spec.availability.recovery == Recovery::Restart
                     && spec.run_policy != RunPolicy::Manual,
             };
-            for (host, shuns) in failed.of(key) {
-                row.tried.insert(host.to_owned());
-                if shuns {
-                    row.shuns.insert(host.to_owned());
-                }
-            }
+            row.failed.retain(|host, _| !row.on.contains(host));
             // What runs without an order has its room and binds rules all the same; no order moves it.
             let uid = vm.metadata.uid.as_deref().unwrap_or_default();
             let found = found(world, vm, &status.placements, claims.inventories(uid));

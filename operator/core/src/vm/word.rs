@@ -6,6 +6,7 @@ use stockade_crds::conditions::{
 use stockade_crds::v1alpha1::{VirtualMachine, VirtualMachineStatus, VmState};
 
 use super::lifecycle::{Decision, domain};
+use super::machine;
 use super::moving;
 use super::open::ordered;
 use crate::plan::{About, Event, Intent, Report};
@@ -90,13 +91,14 @@ pub(super) fn conditions(
     status: &VirtualMachineStatus,
     word: &Word,
 ) -> Vec<Decided> {
-    let pending = status
-        .host
-        .as_ref()
-        .and_then(|h| domain(world, vm, h))
+    let order = status.host.as_ref().and_then(|h| domain(world, vm, h));
+    let mut pending = order
         .and_then(|d| d.status.as_ref())
         .map(|s| s.pending_restart.clone())
         .unwrap_or_default();
+    if order.is_some_and(|d| machine::other_disks(world, vm, &d.spec.machine)) {
+        pending.push("disks".to_owned());
+    }
     let running_reason = if word.running { "Running" } else { "NotRunning" };
     let under_way = matches!(
         word.state,

@@ -46,7 +46,7 @@ use crate::ports::{
     Arrival, Hypervisor, HypervisorEvent, LiveChange, LiveDomain, LiveState, MigrateRequest,
     Presence, Started, StopReason,
 };
-use crate::process::ProcessId;
+use crate::process::{ProcessId, copies_of};
 use crate::{cmd, files, hook, seed};
 use connect::Connection;
 use identity::{Changed, Identity};
@@ -69,6 +69,9 @@ const PREPARE: Duration = Duration::from_secs(5);
 /// A daemon that is not even joining its lockspace this long after its start is restarted. It tries
 /// once, and fails where another host is just making the lockspace's file.
 const JOIN_AGAIN: Duration = Duration::from_secs(30);
+/// A copy of the daemon that has not become a QEMU for so long, while the daemon does not answer,
+/// never will.
+const STUCK: Duration = Duration::from_secs(20);
 /// UUID of the domain that is to be refused by the hook.
 const PROBE_UUID: &str = "57ac4ade-0000-4000-8000-00000000b0b0";
 
@@ -234,8 +237,32 @@ impl Libvirt {
         self.on_domain(op, vm_uid, call).await
     }
 
+    /// Ends copies of the daemon that wait for good to become a QEMU.
+    ///
+    /// The daemon forks for each guest, and has the copy take the guest's lock (virtlockd). There
+    /// libvirt 9.0 uses GLib, whose locks another thread may have held just then: such a copy waits
+    /// for ever, its thread of the daemon for the copy, and whoever asks for all domains for that
+    /// thread. The copy runs no guest yet: without it the start has failed, and all goes on.
+    async fn end_stuck_copies(&self) {
+        let Some(daemon) = self.daemon() else { return };
+        let end = move || {
+            let stuck = copies_of(&daemon, STUCK).unwrap_or_default();
+            for copy in stuck {
+                let ended = copy.kill();
+                tracing::warn!(pid = copy.pid, ?ended, "a copy of libvirt's daemon hangs: ended");
+            }
+            Ok(())
+        };
+        // The next look tries again.
+        let _ = files::blocking("end copies", "libvirt", end).await;
+    }
+
     async fn list_all(&self) -> HostResult<Vec<LiveDomain>> {
-        let seen = self.connection.read("list", "domains", SHORT, domain::list).await?;
+        let seen = self.connection.read("list", "domains", SHORT, domain::list).await;
+        if seen.is_err() {
+            self.end_stuck_copies().await;
+        }
+        let seen = seen?;
         let mut live = Vec::new();
         for seen in seen {
             let (uuid, epoch) = (seen.view.uuid.clone(), seen.view.epoch.unwrap_or(0));

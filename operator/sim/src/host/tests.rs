@@ -107,6 +107,7 @@ async fn open(sim: &Arc<Sim>, host: &str, order: &DomainSpec) {
         epoch: order.epoch,
         boot_id: order.boot_id.clone(),
         open: true,
+        disks: order.machine.disks.iter().map(|disk| disk.path.clone()).collect(),
         ..JournalVm::default()
     };
     let vms = BTreeMap::from([(order.vm.uid.clone(), vm)]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use stockade_core::agent::hook_allows;
 use stockade_core::agent::observed::writable_disks;
-use stockade_core::render::DomainView;
+use stockade_core::render::{DomainView, ViewedDisk};
 use stockade_crds::v1alpha1::DomainSpec;
 use stockade_host::error::{HostError, HostResult};
 use stockade_host::ports::{HypervisorEvent, Started, StopReason};
@@ -208,6 +208,10 @@ impl World {
             uuid: order.vm.uid.clone(),
             epoch: Some(order.epoch),
             boot_id: order.boot_id.clone(),
+            disks: writable_disks(order)
+                .into_iter()
+                .map(|path| ViewedDisk { path, ..ViewedDisk::default() })
+                .collect(),
             ..DomainView::default()
         };
         let asked = hook_allows(&domain, Some(&m.durable.journal), &m.boot_id, |_| false);

@@ -27,6 +27,10 @@ fn level(hosts: Vec<HostRow>, vms: Vec<VmRow>, by: By) -> Vec<String> {
     told(&rebalance(&Cluster::new(hosts, vms), by, &BTreeSet::new(), 100))
 }
 
+fn failed_at(host: &str, count: u32, fresh: bool) -> (String, FailedMoves) {
+    (host.to_owned(), FailedMoves { count, fresh })
+}
+
 fn prefers(name: &str, at: &str, ranks: &[&[&str]]) -> VmRow {
     let preferred = ranks.iter().map(|rank| names(rank)).collect();
     VmRow { preferred, failback: true, ..on(name, at) }
@@ -77,9 +81,8 @@ fn failback_goes_to_the_best_rank_that_has_room() {
 #[test]
 fn failback_gives_a_host_time_that_failed_a_move() {
     let ranks: &[&[&str]] = &[&["h1"], &["h2"]];
-    let failed = |shuns: &[&str]| VmRow {
-        tried: set(&["h1"]),
-        shuns: set(shuns),
+    let failed = |fresh: &[&str]| VmRow {
+        failed: ["h1", "h2"].map(|h| failed_at(h, 1, fresh.contains(&h))).into(),
         ..prefers("a", "h4", ranks)
     };
     assert_eq!(back(hosts(4), vec![failed(&["h1"])]), ["a>h2"]);
@@ -89,7 +92,10 @@ fn failback_gives_a_host_time_that_failed_a_move() {
 
 #[test]
 fn a_drain_goes_where_no_move_failed_before_where_one_did() {
-    let failed = VmRow { tried: set(&["h2"]), ..prefers("a", "h1", &[&["h2"]]) };
+    let failed = [failed_at("h2", 1, true)].into();
+    let failed = VmRow { failed, ..prefers("a", "h1", &[&["h2"]]) };
+    let again = VmRow { on: Vec::new(), ..failed.clone() };
+    assert_eq!(start(hosts(3), vec![again], &["a"]), ["h2"], "a start is another thing");
     let plan = drain_plan(&Cluster::new(hosts(3), vec![failed.clone()]), "h1", 1);
     assert_eq!(told(&plan.waves.concat()), ["a>h3"]);
     let plan = drain_plan(&Cluster::new(hosts(2), vec![failed]), "h1", 1);
@@ -113,6 +119,11 @@ fn a_host_without_certificates_is_no_end_of_a_live_move() {
     assert_eq!(to("c", Some("h3")), Err(why.into()));
     let plan = drain_plan(&cluster, "h2", 1);
     assert_eq!(plan.blocked[0].1.to_string(), why);
+    let anyway = move_of(&cluster.all_live(), &key("c"), Some("h3"));
+    assert_eq!(anyway.map(|m| m.to), Ok("h3".into()));
+    let mut only = hosts(2);
+    only[1].no_live.clone_from(&no_live);
+    assert_eq!(tolerates(&Cluster::new(only, vec![on("a", "h1")])), 1, "a start needs none");
 }
 
 #[test]
@@ -133,7 +144,7 @@ fn what_was_given_a_host_since_counts_there() {
         move_of(cluster, &key(vm), Some(to)).map(|_| ()).map_err(|no| no.to_string())
     };
     assert_eq!((to(&before, "b", "h3"), to(&before, "c", "h3")), (Ok(()), Ok(())));
-    let after = before.with(&[(key("a"), "h3".into())]);
+    let after = before.with(vec![(key("a"), names(&["h1", "h3"]))]);
     let full = "h3: needs 1024 MiB of memory, 0 MiB are free";
     assert_eq!(to(&after, "b", "h3"), Err("h3: runs default/a, which must be apart".into()));
     assert_eq!(to(&after, "c", "h3"), Err(full.into()));
@@ -144,8 +155,11 @@ fn a_torn_group_is_mended_where_its_user_moved_one_of_it() {
     let a = VmRow { moved_to: Some("h2".into()), together: names(&["b"]), ..on("a", "h2") };
     assert_eq!(mend(hosts(3), vec![a.clone(), on("b", "h1")]), ["b>h2"]);
     let b = VmRow { moved_to: Some("h1".into()), ..on("b", "h1") };
-    let a = VmRow { moved_to: None, ..a };
-    assert_eq!(mend(hosts(3), vec![a, b]), ["a>h1"]);
+    let there = VmRow { moved_to: None, ..a.clone() };
+    assert_eq!(mend(hosts(3), vec![there, b]), ["a>h1"]);
+    let fails = |count| VmRow { failed: [failed_at("h2", count, false)].into(), ..on("b", "h1") };
+    assert_eq!(mend(hosts(3), vec![a.clone(), fails(2)]), ["b>h2"]);
+    assert_eq!(mend(hosts(3), vec![a, fails(3)]), ["a>h1"], "it never arrives");
 }
 
 #[test]
