@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stockade_crds::conditions::{DRAINED, Decided, READY};
 use stockade_crds::v1alpha1::{
-    DrainProgress, HostMode, Management, MigrationOutcome, Rebalance, VirtualMachineMigration,
-    VirtualMachineMigrationSpec, VmState,
+    DrainProgress, HostMode, Management, MigrationOutcome, Rebalance, VirtualMachineMigrationSpec,
+    VmState,
 };
 
 use super::requests::{KEPT, Load};
-use super::{cause, drains, facts_of, is_over};
+use super::{age, cause, drains, facts_of, is_over};
 use crate::ha::host_state::{HostFacts, seconds};
 use crate::lineage::is_paused;
 use crate::placement::{
@@ -172,10 +172,6 @@ fn call_off(
     }
 }
 
-fn uid_of(migration: &VirtualMachineMigration) -> &str {
-    migration.metadata.uid.as_deref().unwrap_or_default()
-}
-
 /// What moves may be ordered now.
 struct Orders<'a> {
     world: &'a World,
@@ -204,7 +200,7 @@ impl<'a> Orders<'a> {
                 barred.insert(VmKey::new(&vm.namespace, &vm.name));
             } else if own
                 && (outcome != MigrationOutcome::Succeeded || cause(migration) == Some("Rebalance"))
-                && world.age_of(&format!("migration/{}", uid_of(migration))) < KEPT
+                && age(world, migration) < KEPT
             {
                 barred.insert(VmKey::new(&vm.namespace, &vm.name));
             }

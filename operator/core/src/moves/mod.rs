@@ -33,7 +33,7 @@ use crate::ha::host_state::HostFacts;
 use crate::placement::Cluster;
 use crate::plan::Plan;
 use crate::vm::Decision;
-use crate::world::{Key, World};
+use crate::world::{Key, Millis, World};
 
 pub use auto::drain_preview;
 pub(crate) use failed::Failed;
@@ -100,6 +100,12 @@ pub(crate) fn object<'a>(
 pub(crate) fn withdrawn(world: &World, namespace: &str, moving: &VmMove) -> bool {
     object(world, namespace, moving)
         .is_none_or(|m| m.metadata.deletion_timestamp.is_some() || is_over(m))
+}
+
+/// How long the outcome of a move, Pending too, has been what it is.
+pub(crate) fn age(world: &World, migration: &VirtualMachineMigration) -> Millis {
+    let uid = migration.metadata.uid.as_deref().unwrap_or_default();
+    world.age_of(&format!("migration/{uid}"))
 }
 
 /// Whether the outcome of a move stands.

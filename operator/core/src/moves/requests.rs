@@ -14,7 +14,7 @@ use stockade_crds::v1alpha1::{
 use super::cold::leads_away;
 use super::failed::REMEMBERED;
 use super::live::{self, Next};
-use super::{cause, facts_of, is_over, needs_books, object};
+use super::{age, cause, facts_of, is_over, needs_books, object};
 use crate::ha::host_state::HostFacts;
 use crate::lineage::is_paused;
 use crate::placement::{Cluster, Mover, VmKey, join_of, move_of};
@@ -121,14 +121,13 @@ pub(super) fn plan<'c>(
     let mut books = Cow::Borrowed(cluster);
     let enter = |books: &mut Cow<'c, Cluster>, decisions: &BTreeMap<Key, Decision>| {
         let given = given(decisions);
-        if !given.is_empty() {
+        // Nobody asks where nothing may have to move.
+        if !given.is_empty() && needs_books(world, facts) {
             *books = Cow::Owned(cluster.with(given));
         }
     };
-    // What starts in this plan; nobody asks where nothing may have to move.
-    if needs_books(world, facts) {
-        enter(&mut books, decisions);
-    }
+    // What starts in this plan.
+    enter(&mut books, decisions);
     if world.migrations.is_empty() {
         return books;
     }
@@ -277,8 +276,7 @@ fn tidy(
     if cause(migration).is_none() {
         return;
     }
-    let uid = migration.metadata.uid.clone().unwrap_or_default();
-    let age = world.age_of(&format!("migration/{uid}"));
+    let age = age(world, migration);
     // What was never begun would be ordered again by the same name.
     let teaches = migration
         .status
@@ -470,8 +468,7 @@ fn wanted(
     (key, migration): (&Key, &VirtualMachineMigration),
     out: &mut Plan,
 ) -> Report<VirtualMachineMigrationStatus> {
-    let uid = migration.metadata.uid.as_deref().unwrap_or_default();
-    let given_up = cause(migration).is_some() && world.age_of(&format!("migration/{uid}")) >= KEPT;
+    let given_up = cause(migration).is_some() && age(world, migration) >= KEPT;
     let wait = |why: String| {
         if given_up {
             return report(migration, MigrationOutcome::Refused, "Refused", why);

@@ -140,8 +140,8 @@ impl<'a> Solver<'a> {
             leaving.dedup();
         }
         let vms = vms.into_iter().collect();
-        let leaving = (leaving, mode == Mode::Move);
-        Unit::new(&self.ledger, &mut self.classes, group, vms, leaving)
+        let moves = mode == Mode::Move;
+        Unit::new(&self.ledger, &mut self.classes, group, vms, leaving, moves)
     }
 
     /// What all of a group need of a host, rules alone.

@@ -51,8 +51,8 @@ fn survives(cluster: &Cluster, lost: &[u32]) -> bool {
     let mut units: Vec<Unit> = Vec::new();
     for (group, vms) in groups {
         let vms = vms.into_iter().collect();
-        let leaving = (lost.to_vec(), false);
-        let unit = Unit::new(&solver.ledger, &mut solver.classes, group, vms, leaving);
+        let leaving = lost.to_vec();
+        let unit = Unit::new(&solver.ledger, &mut solver.classes, group, vms, leaving, false);
         if unit.has_elsewhere(cluster) {
             units.push(unit);
         }

@@ -64,7 +64,8 @@ impl Unit {
         classes: &mut Classes,
         group: u32,
         vms: Vec<u32>,
-        (leaving, moves): (Vec<u32>, bool),
+        leaving: Vec<u32>,
+        moves: bool,
     ) -> Self {
         let cluster = ledger.cluster;
         let mut need = Need::new(cluster, group, &vms);

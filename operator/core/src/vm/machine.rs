@@ -273,9 +273,12 @@ pub(super) fn keep_disks(now: &mut Machine, given: &Machine) {
 
 /// Whether the spec names other disks by now than a running VM was given.
 pub(super) fn other_disks(world: &World, vm: &VirtualMachine, given: &Machine) -> bool {
-    let named = |machine: &Machine| -> Vec<(String, String, bool)> {
-        let disks = machine.disks.iter();
-        disks.map(|disk| (disk.name.clone(), disk.path.clone(), disk.read_only)).collect()
-    };
-    resolve(world, vm).is_ok_and(|wanted| named(&wanted) != named(given))
+    let disks = vm.spec.disks.iter().zip(&given.disks).enumerate();
+    let same = vm.spec.disks.len() == given.disks.len()
+        && disks.into_iter().all(|(index, (disk, given))| {
+            (disk.name.as_str(), disk.read_only) == (given.name.as_str(), given.read_only)
+                && disk_path(world, vm, index).is_ok_and(|path| path == given.path)
+        });
+    // A spec with problems changes nothing.
+    !same && resolve(world, vm).is_ok()
 }
